@@ -1,0 +1,1 @@
+"""Image classification with CNNs in JAX: a ladder of stages, exact resume, checkpoints that serve themselves."""

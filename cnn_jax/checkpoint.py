@@ -1,0 +1,157 @@
+"""Checkpoints: the latest and the best of a run, by Orbax, with checksums of our own.
+
+A step holds three items: `model` = {params, batch_stats}, which is all that inference reads; `train` = {step,
+opt_state}; `metadata`, JSON with the config, the class names and the preprocessing.
+"""
+
+import hashlib
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from absl import logging
+from orbax.checkpoint import checkpoint_managers as policies
+
+from cnn_jax.errors import UserError
+from cnn_jax.step import TrainState
+
+_CHECKSUMS = "sha256.json"
+_SCORE = "score"
+
+
+class Checkpoints:
+    """The checkpoints of one run. Use it in a `with` statement.
+
+    The last two are kept, so that one is left should the other be damaged on disk, and the best.
+    """
+
+    def __init__(self, directory: Path, metadata: dict[str, Any]):
+        """Opens the directory, which need not exist.
+
+        Args:
+          directory: where the steps are.
+          metadata: JSON, saved with every step.
+        """
+        self.directory = directory.absolute()  # Orbax takes no other
+
+        def score(metrics):
+            return metrics[_SCORE]
+
+        # Orbax' own `max_to_keep` would delete the latest step in favour of the best.
+        keep = policies.AnyPreservationPolicy(
+            [
+                policies.LatestN(2),
+                policies.BestN(get_metric_fn=score, n=1, keep_checkpoints_without_metrics=False),
+            ]
+        )
+        self._manager = ocp.CheckpointManager(
+            self.directory,
+            options=ocp.CheckpointManagerOptions(
+                best_fn=score,
+                best_mode="max",
+                preservation_policy=keep,
+                # A save in the background is lost when the process ends first, and these are small.
+                enable_async_checkpointing=False,
+                cleanup_tmp_directories=True,
+            ),
+            item_names=("model", "train", "metadata"),
+        )
+        self._metadata = metadata
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._manager.close()
+
+    @property
+    def latest_step(self) -> int | None:
+        """The last step that was saved."""
+        return self._manager.latest_step()
+
+    @property
+    def best_step(self) -> int | None:
+        """The saved step with the highest score; the latest where none was scored."""
+        return self._manager.best_step()
+
+    def save(self, step: int, state: TrainState, score: float | None = None) -> None:
+        """Saves a step, unless it is there already; returns when it is on disk.
+
+        Args:
+          step: its number.
+          state: what to save.
+          score: the higher, the better; None where it was not measured. NaN counts as the worst.
+        """
+        if step in self._manager.all_steps():
+            return
+        # A NaN sorts as neither better nor worse, and would make Orbax delete the best.
+        metrics = None if score is None else {_SCORE: float(score) if math.isfinite(score) else -math.inf}
+        items = {
+            "model": ocp.args.StandardSave({"params": state.params, "batch_stats": state.batch_stats}),
+            "train": ocp.args.StandardSave({"step": state.step, "opt_state": state.opt_state}),
+            "metadata": ocp.args.JsonSave(self._metadata),
+        }
+        try:
+            self._manager.save(step, args=ocp.args.Composite(**items), metrics=metrics, force=True)
+            self._manager.wait_until_finished()
+            self._write_checksums(step)
+        except OSError as error:
+            raise UserError(
+                f"Cannot save step {step} in {self.directory}: {error}. Free space or rights there, then repeat the "
+                "command: it goes on from the last checkpoint."
+            ) from error
+
+    def restore(self, state: TrainState) -> tuple[int, TrainState]:
+        """Returns the latest intact step and its state; 0 and `state` itself where nothing was saved.
+
+        Args:
+          state: of the shapes, types and devices to restore to.
+
+        Raises:
+          UserError: every step is damaged, or they belong to another network.
+        """
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        for step in steps:
+            try:
+                self._check(step)
+                return step, self._restore(step, state)
+            except Exception as error:  # what damage raises depends on the byte it hit
+                reason = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
+                logging.error("The checkpoint of step %d in %s cannot be used: %s", step, self.directory, reason)
+        if steps:
+            raise UserError(
+                f"None of the {len(steps)} checkpoints in {self.directory} can be restored ({reason}). Move them away "
+                "to start anew, or take another --workdir."
+            )
+        return 0, state
+
+    def _restore(self, step: int, state: TrainState) -> TrainState:
+        shape = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+        items = {
+            "model": ocp.args.StandardRestore({"params": shape.params, "batch_stats": shape.batch_stats}),
+            "train": ocp.args.StandardRestore({"step": shape.step, "opt_state": shape.opt_state}),
+        }
+        restored = self._manager.restore(step, args=ocp.args.Composite(**items))
+        return state.replace(**restored["model"], **restored["train"])
+
+    def _write_checksums(self, step: int) -> None:
+        folder = self.directory / str(step)
+        (folder / _CHECKSUMS).write_text(json.dumps(_hash_files(folder), indent=1))
+
+    def _check(self, step: int) -> None:
+        """Raises a `UserError` where a file is not what was written: Orbax notices few flipped bits."""
+        folder = self.directory / str(step)
+        if not (folder / _CHECKSUMS).exists():
+            return  # the process was killed between the commit and the checksums; Orbax' own checks remain
+        expected, actual = json.loads((folder / _CHECKSUMS).read_text()), _hash_files(folder)
+        damaged = sorted(name for name in expected if actual.get(name) != expected[name])
+        if damaged:
+            raise UserError(f"{damaged[0]} is damaged or missing")
+
+
+def _hash_files(folder: Path) -> dict[str, str]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != _CHECKSUMS)
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}

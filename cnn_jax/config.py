@@ -1,0 +1,190 @@
+"""Configurations: loading a stage, refusing impossible values, comparing with what a workdir holds."""
+
+import difflib
+import importlib.util
+import json
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from cnn_jax.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[1]  # where `configs` is in a clone
+
+
+class Rule(NamedTuple):
+    """What a key may hold."""
+
+    allows: Callable[[Any], bool]
+    meaning: str
+
+
+def _whole(minimum: int) -> Rule:
+    return Rule(lambda v: type(v) is int and v >= minimum, f"a whole number of at least {minimum}")
+
+
+def _number(minimum: float, below: float = math.inf) -> Rule:
+    upper = "" if below == math.inf else f" and below {below:g}"
+    return Rule(lambda v: type(v) in (int, float) and minimum <= v < below, f"a number of at least {minimum:g}{upper}")
+
+
+def _one_of(*choices: str) -> Rule:
+    return Rule(lambda v: v in choices, f"one of {', '.join(choices)}")
+
+
+def _three(minimum: float) -> Rule:
+    return Rule(
+        lambda v: (
+            isinstance(v, tuple | list) and len(v) == 3 and all(type(x) in (int, float) and x > minimum for x in v)
+        ),
+        "three numbers, one a channel" + (f", each above {minimum:g}" if minimum > -math.inf else ""),
+    )
+
+
+_FLAG = Rule(lambda v: type(v) is bool, "true or false")
+_TEXT = Rule(lambda v: isinstance(v, str), "text")
+
+# Every key, but for those of the network, which says itself what it takes (cnn_jax.models). A key that is not here is
+# refused as mistyped: to add one, add its line.
+RULES = {
+    "seed": Rule(lambda v: type(v) is int and 0 <= v < 2**32, "a whole number from 0 to 2^32 - 1"),
+    "epochs": _whole(1),
+    "batch_size": _whole(1),
+    "eval_batch_size": _whole(1),
+    "steps_per_call": _whole(1),
+    "dtype": _one_of("float32", "bfloat16"),
+    "label_smoothing": _number(0, 1),
+    "on_nan": _one_of("stop", "continue"),
+    "diagnostics": _FLAG,
+    "tensorboard": _one_of("tensorboardX", "clu", "off"),
+    "checkpoint.epochs": _whole(1),
+    "checkpoint.minutes": _number(0),
+    "data.name": _TEXT,
+    "data.dir": _TEXT,
+    "data.validation": Rule(
+        lambda v: type(v) in (int, float) and (0 <= v < 1 or (v > 1 and v == int(v))),
+        "a fraction from 0 to below 1, or a count of at least 2",
+    ),
+    "data.train_examples": _whole(0),
+    "data.split_seed": Rule(lambda v: type(v) is int and 0 <= v < 2**32, "a whole number from 0 to 2^32 - 1"),
+    "data.image_size": _whole(0),
+    "data.mean": _three(-math.inf),
+    "data.std": _three(0),
+    "optimizer.name": _one_of("sgd", "adam"),
+    "optimizer.learning_rate": _number(0),
+    "optimizer.momentum": _number(0, 1),
+    "optimizer.nesterov": _FLAG,
+    "optimizer.b2": _number(0, 1),
+    "optimizer.epsilon": _number(0),
+    "optimizer.weight_decay": _number(0),
+    "optimizer.schedule": _one_of("constant", "linear", "cosine"),
+    "optimizer.warmup_epochs": _number(0),
+    "augment.flip": _FLAG,
+    "augment.shift": _number(0, 1),
+    "augment.rotate": _number(0),
+    "augment.zoom": _number(0, 1),
+    "augment.crop_padding": _whole(0),
+    "augment.crop_mode": _one_of("constant", "reflect"),
+    "augment.cutout": _whole(0),
+}
+
+# What changes where a run finds things or how often it reports, but no number that it computes.
+_FREE = ("data.dir", "steps_per_call", "tensorboard", "checkpoint.epochs", "checkpoint.minutes")
+
+
+def load(path: str | Path) -> ConfigDict:
+    """Returns `get_config()` of a Python file.
+
+    Raises:
+      UserError: no such file, or it fails.
+    """
+    path = Path(path)
+    make_stages_importable()
+    try:
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module.get_config()
+    except FileNotFoundError:
+        raise UserError(f"There is no config file {path}. {stages_hint()}") from None
+    except Exception as error:
+        raise UserError(f"The config file {path} fails: {type(error).__name__}: {describe(error)}") from None
+
+
+def make_stages_importable() -> None:
+    """Lets a config file say `from configs import batchnorm`, wherever the command is run."""
+    if str(ROOT) not in sys.path:
+        sys.path.append(str(ROOT))
+
+
+def stages_hint() -> str:
+    """Names the stages of this clone."""
+    names = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem not in ("__init__", "base"))
+    return f"The stages are configs/NAME.py with NAME one of {', '.join(names)}." if names else ""
+
+
+def describe(error: Exception) -> str:
+    """The text of an error on one line. ml_collections quotes some of its own twice."""
+    return " ".join(str(error.args[0] if error.args else error).split()).strip("\"'")
+
+
+def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Returns `{"model.name": "cnn", ...}`."""
+    flat = {}
+    for key, value in config.items():
+        nested = hasattr(value, "items")
+        flat |= flatten(value, f"{prefix}{key}.") if nested else {prefix + key: value}
+    return flat
+
+
+def validate(config: ConfigDict) -> None:
+    """Raises a `UserError` for the first key that is unknown, missing, of the wrong type or of an impossible value."""
+    values = flatten(config)
+    for key in values:
+        if key not in RULES and not key.startswith("model."):
+            raise UserError(unknown_key(key, list(RULES)))
+    for key, rule in RULES.items():
+        if key not in values:
+            raise UserError(f"config.{key} is missing: it should be {rule.meaning}. configs/base.py has every key.")
+        if not rule.allows(values[key]):
+            raise UserError(f"config.{key} is {values[key]!r}; it must be {rule.meaning}.")
+
+
+def unknown_key(key: str, known: list[str]) -> str:
+    """Says that there is no such key, and which one may have been meant."""
+    # Compared by the last part too: `learning_rate` for `optimizer.learning_rate`.
+    last = {name.rsplit(".", 1)[-1]: name for name in known}
+    close = difflib.get_close_matches(key, known, 1) or [
+        last[match] for match in difflib.get_close_matches(key.rsplit(".", 1)[-1], last, 1)
+    ]
+    hint = f"Did you mean config.{close[0]}?" if close else "configs/base.py has every key."
+    return f"There is no config.{key}. {hint}"
+
+
+def write(config: ConfigDict, path: Path) -> None:
+    """Writes the config as JSON."""
+    path.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+
+
+def check_same(config: ConfigDict, path: Path) -> None:
+    """Raises a `UserError` where the JSON file at `path` holds a config that would compute other numbers."""
+    try:
+        held = flatten(json.loads(path.read_text()))
+    except ValueError:
+        raise UserError(f"{path} is damaged: restore it, or take another --workdir.") from None
+    asked = flatten(json.loads(json.dumps(config.to_dict())))
+    differ = [
+        f"config.{key} is {held.get(key)!r} there and {asked.get(key)!r} here"
+        for key in [*asked, *(key for key in held if key not in asked)]
+        if key not in _FREE and held.get(key) != asked.get(key)
+    ]
+    if differ:
+        more = f", and {len(differ) - 3} more" if len(differ) > 3 else ""
+        raise UserError(
+            f"{path.parent} holds another run: {'; '.join(differ[:3])}{more}. Take another --workdir, or the same "
+            "configuration to go on with that run."
+        )

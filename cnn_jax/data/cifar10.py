@@ -1,0 +1,90 @@
+"""Preparing CIFAR-10 for tfds without TensorFlow."""
+
+import io
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import tensorflow_datasets as tfds
+from PIL import Image
+from tensorflow_datasets.image_classification import cifar
+
+from cnn_jax.download import fetch, verify
+from cnn_jax.errors import UserError
+
+URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
+SHA256 = "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"
+ARCHIVE = URL.rsplit("/", 1)[-1]
+
+
+class Cifar10(cifar.Cifar10, skip_registration=True):
+    """tfds' CIFAR-10: the same name, version, features, keys and so the same order of examples.
+
+    It differs in how it gets there. tfds extracts the archive and encodes arrays with TensorFlow; this reads the
+    archive with `tarfile` and hands over PNG files, which tfds stores as they are. PNG is lossless.
+    """
+
+    name = "cifar10"
+    archive: Path
+
+    def _split_generators(self, dl_manager):
+        del dl_manager  # it would extract the archive, with TensorFlow
+        info = self._cifar_info
+        with tarfile.open(self.archive) as archive:
+            text = archive.extractfile(info.prefix + info.label_files[0]).read().decode()
+        self.info.features["label"].names = text.split()
+        return {
+            "train": self._generate_examples("train_", info.train_files),
+            "test": self._generate_examples("test_", info.test_files),
+        }
+
+    def _generate_examples(self, split_prefix: str, filepaths: list[str]) -> Iterator[tuple[int, dict]]:
+        index = 0
+        with tarfile.open(self.archive) as archive:
+            for path in filepaths:
+                rows = np.frombuffer(archive.extractfile(self._cifar_info.prefix + path).read(), np.uint8)
+                for row in rows.reshape(-1, 1 + 3 * 32 * 32):
+                    image = row[1:].reshape(3, 32, 32).transpose(1, 2, 0)
+                    yield (
+                        index,
+                        {"id": f"{split_prefix}{index:05d}", "image": _png(image), "label": int(row[0])},
+                    )
+                    index += 1
+
+
+def prepare(directory: str | None) -> tfds.core.DatasetBuilder:
+    """Downloads CIFAR-10, unless its archive is there already, and prepares it as array_record.
+
+    Args:
+      directory: tfds' data directory; None for tfds' own choice. An archive is looked for there and in
+        `downloads/manual`, where tfds keeps what users fetched themselves.
+
+    Raises:
+      UserError: no network, a wrong checksum, or a directory that cannot be written.
+    """
+    builder = Cifar10(data_dir=directory, file_format="array_record")
+    root = Path(builder.data_path).parents[1]
+    places = [root / ARCHIVE, root / "downloads" / "manual" / ARCHIVE, root / "downloads" / ARCHIVE]
+    try:
+        found = next((place for place in places if place.exists()), None)
+        if found:
+            verify(found, SHA256)
+        builder.archive = found or fetch(
+            URL,
+            places[-1],
+            SHA256,
+            f"CIFAR-10 is not prepared in {root}: put {ARCHIVE} there, or point --config.data.dir (or TFDS_DATA_DIR) "
+            "at a folder that has it, or train on --config.data.name=digits, which needs no network.",
+        )
+        config = tfds.download.DownloadConfig(try_download_gcs=False)
+        builder.download_and_prepare(download_config=config)
+    except OSError as error:
+        raise UserError(f"Cannot prepare CIFAR-10 in {root}: {error}.") from None
+    return builder
+
+
+def _png(image: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "png")
+    return buffer.getvalue()

@@ -1,0 +1,105 @@
+"""Fetching a file once: with a progress bar, a checksum, and no loss when it is interrupted."""
+
+import hashlib
+import threading
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+from cnn_jax.errors import UserError
+
+CONNECT_SECONDS = 10
+_BLOCK = 1 << 20
+
+
+def fetch(url: str, path: Path, sha256: str, remedy: str) -> Path:
+    """Downloads `url` to `path`, unless it is there already, and verifies it.
+
+    An interrupted download leaves `path` + ".partial", from which the next call goes on.
+
+    Args:
+      url: the address.
+      path: where to put the file.
+      sha256: what its content must hash to, in hexadecimal.
+      remedy: the end of the error message: what to do where there is no network.
+
+    Raises:
+      UserError: no answer within some 10 seconds, or the content is not what it should be.
+    """
+    if path.exists():
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    try:
+        _download(url, partial)
+    except (urllib.error.URLError, OSError, TimeoutError) as error:
+        reason = getattr(error, "reason", error) or type(error).__name__
+        raise UserError(f"Cannot fetch {url} ({reason}). {remedy}") from None
+    try:
+        verify(partial, sha256)
+    except UserError:
+        partial.unlink()  # it is complete and wrong: going on from it could never end well
+        raise
+    partial.rename(path)
+    return path
+
+
+def verify(path: Path, sha256: str) -> None:
+    """Raises a `UserError` unless the content of `path` hashes to `sha256`."""
+    with path.open("rb") as file:
+        actual = hashlib.file_digest(file, "sha256").hexdigest()
+    if actual != sha256:
+        raise UserError(
+            f"{path} ({path.stat().st_size:,} bytes) is damaged, truncated or another file: its SHA-256 is "
+            f"{actual[:16]}..., it should be {sha256[:16]}.... Remove it and fetch it again."
+        )
+
+
+def _download(url: str, partial: Path) -> None:
+    have = partial.stat().st_size if partial.exists() else 0
+    with (
+        _open(url, have) as response,
+        Progress(
+            TextColumn("Fetching {task.description}"),
+            BarColumn(),
+            DownloadColumn(),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            disable=not Console(stderr=True).is_terminal,
+        ) as progress,
+    ):
+        resumed = response.status == 206
+        start = have if resumed else 0
+        length = response.headers.get("Content-Length")
+        task = progress.add_task(url.rsplit("/", 1)[-1], completed=start, total=int(length) + start if length else None)
+        with partial.open("ab" if resumed else "wb") as file:
+            while block := response.read(_BLOCK):
+                file.write(block)
+                progress.advance(task, len(block))
+
+
+def _open(url: str, have: int):
+    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+    result: list = []
+
+    def connect():
+        try:
+            result.append(urllib.request.urlopen(request, timeout=CONNECT_SECONDS))
+        except urllib.error.HTTPError as error:
+            # 416: the partial file is complete already; an empty answer makes the caller verify it.
+            result.append(error)
+        except OSError as error:
+            result.append(error)
+
+    # A thread, because no time-out of urllib bounds the look-up of a name, which can take a minute.
+    thread = threading.Thread(target=connect, daemon=True)
+    thread.start()
+    thread.join(CONNECT_SECONDS + 2)
+    if not result:
+        raise TimeoutError(f"no answer in {CONNECT_SECONDS} seconds")
+    if isinstance(result[0], Exception):
+        raise result[0]
+    return result[0]

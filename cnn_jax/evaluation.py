@@ -1,0 +1,50 @@
+"""Scoring a network on arrays of images: every image once, whatever the batch size."""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import numpy as np
+from jaxtyping import PyTree
+
+from cnn_jax.dispatch import make_chunk
+from cnn_jax.metrics import Classification, zeros_like
+from cnn_jax.preprocess import Preprocessing
+from cnn_jax.step import gather, make_eval_step
+
+
+def padded_batches(num_examples: int, batch_size: int) -> dict[str, np.ndarray]:
+    """Returns the rows that cover all examples in order: `index` int32 and `mask` bool, `[batches, batch_size]`.
+
+    The last batch is filled up with example 0, masked out.
+    """
+    batches = -(-num_examples // batch_size)
+    index = np.arange(batches * batch_size, dtype=np.int32).reshape(batches, batch_size)
+    mask = index < num_examples
+    return {"index": np.where(mask, index, 0), "mask": mask}
+
+
+def make_evaluator(
+    model: nn.Module, preprocess: Preprocessing, batch_size: int
+) -> Callable[[PyTree, dict[str, jax.Array]], Classification]:
+    """Builds `evaluate(variables, arrays) -> metrics`.
+
+    Args:
+      model: the network.
+      preprocess: what is done to every image.
+      batch_size: images at once. It decides about memory and speed, not about the result.
+
+    Returns:
+      A function of the variables {params, batch_stats} and of {"image": uint8 `[n, height, width, 3]`, "label": int32
+      `[n]`}.
+    """
+    eval_step = make_eval_step(model, preprocess=preprocess)
+    chunk = make_chunk(lambda metrics, row, arrays, variables: metrics.merge(eval_step(variables, gather(arrays, row))))
+
+    def evaluate(variables: PyTree, arrays: dict[str, jax.Array]) -> Classification:
+        rows = padded_batches(len(arrays["label"]), batch_size)
+        first = jax.tree.map(lambda x: x[0], rows)
+        empty = zeros_like(jax.eval_shape(lambda v, a: eval_step(v, gather(a, first)), variables, arrays))
+        return chunk(empty, rows, arrays, variables)
+
+    return evaluate

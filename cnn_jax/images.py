@@ -1,0 +1,65 @@
+"""From an image file to RGB pixels, for training and prediction alike."""
+
+import io
+import os
+import warnings
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from cnn_jax.errors import UserError
+
+EXTENSIONS = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+
+
+def decode(file: Any, name: str | None = None) -> Image.Image:
+    """Reads an image as a person would see it: RGB, upright.
+
+    The EXIF orientation is applied; transparency is composited on white; grey, palette, CMYK and 16-bit images are
+    converted; of an animation the first frame is taken.
+
+    Args:
+      file: a path, or the encoded bytes.
+      name: what to call it in an error; the path by default.
+
+    Raises:
+      UserError: not an image, damaged, or too large to be honest; it names the file.
+    """
+    name = name or (os.fspath(file) if isinstance(file, str | os.PathLike) else "the image")
+    source = io.BytesIO(file) if isinstance(file, bytes) else file
+    try:
+        with warnings.catch_warnings():
+            # Pillow only warns of a decompression bomb up to twice its limit, and of odd EXIF data.
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(source) as image:
+                image.load()
+                return _to_rgb(ImageOps.exif_transpose(image))
+    except FileNotFoundError:
+        raise UserError(f"{name}: no such file.") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise UserError(f"{name}: more than {Image.MAX_IMAGE_PIXELS:,} pixels; make it smaller first.") from None
+    except Exception as error:  # Pillow's decoders raise almost anything on damaged files.
+        reason = "not an image that Pillow can read" if "cannot identify" in str(error) else f"damaged ({error})"
+        raise UserError(f"{name}: {reason}. Replace or remove the file.") from None
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        # Pillow clips 16-bit grey to 8 bits instead of scaling it. 32-bit integers hold 16-bit data in PNG files.
+        pixels = np.asarray(image).astype(np.float64)
+        scale = 255 if image.mode == "F" and pixels.max(initial=0) <= 1 else 255 / 65535
+        image = Image.fromarray(np.clip(np.round(pixels * scale), 0, 255).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    return image.convert("RGB")
+
+
+def square(image: Image.Image, size: int) -> Image.Image:
+    """Cuts out the largest centred square and resizes it to `size` x `size` pixels, antialiased."""
+    if image.size == (size, size):
+        return image
+    return ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)

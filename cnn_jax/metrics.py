@@ -1,0 +1,112 @@
+"""Classification metrics as sums and counts: they add up over batches, chunks and devices, whatever the sizes."""
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from clu import metrics as clu_metrics
+from jaxtyping import Array, Bool, Float, Int
+
+# No `from __future__ import annotations` here: clu reads the annotations of a Collection as classes.
+
+
+def _ratio(part: Float[Array, "..."], whole: Float[Array, "..."]) -> Float[Array, "..."]:
+    """`part / whole`, and 0 where `whole` is 0, as scikit-learn's `zero_division=0`."""
+    return jnp.where(whole > 0, part / jnp.maximum(whole, 1), 0.0)
+
+
+@flax.struct.dataclass
+class _Counts(clu_metrics.Metric):
+    """True positives, predicted positives and actual positives; a subclass says of what."""
+
+    true_positive: jax.Array
+    predicted: jax.Array
+    actual: jax.Array
+
+    def merge(self, other):
+        return jax.tree.map(jnp.add, self, other)
+
+    @property
+    def precision(self) -> jax.Array:
+        return _ratio(self.true_positive, self.predicted)
+
+    @property
+    def recall(self) -> jax.Array:
+        return _ratio(self.true_positive, self.actual)
+
+
+@flax.struct.dataclass
+class MacroScores(_Counts):
+    """Precision, recall and F1 of every class, averaged over the classes that occur or are predicted.
+
+    The class with the highest logit is the prediction. Equals scikit-learn's `average="macro", zero_division=0`.
+    """
+
+    @classmethod
+    def from_model_output(
+        cls,
+        *,
+        logits: Float[Array, "batch classes"],
+        labels: Int[Array, " batch"],
+        mask: Bool[Array, " batch"],
+        **_,
+    ):
+        classes = logits.shape[-1]
+        weight = mask.astype(jnp.float32)[:, None]
+        actual = jax.nn.one_hot(labels, classes) * weight
+        predicted = jax.nn.one_hot(logits.argmax(-1), classes) * weight
+        return cls((actual * predicted).sum(0), predicted.sum(0), actual.sum(0))
+
+    def compute(self) -> dict[str, jax.Array]:
+        f1 = _ratio(2 * self.true_positive, self.predicted + self.actual)
+        seen = (self.predicted + self.actual > 0).astype(jnp.float32)
+        scores = {"precision": self.precision, "recall": self.recall, "f1": f1}
+        return {name: _ratio((value * seen).sum(), seen.sum()) for name, value in scores.items()}
+
+
+@flax.struct.dataclass
+class ThresholdScores(_Counts):
+    """Precision and recall of the claim "this class has a probability above 0.5", over all classes at once.
+
+    It is what the reference printed (Keras' `Precision()` and `Recall()` on one-hot labels): an image on which no
+    class exceeds 0.5 claims nothing, and so costs recall alone.
+    """
+
+    @classmethod
+    def from_model_output(
+        cls,
+        *,
+        logits: Float[Array, "batch classes"],
+        labels: Int[Array, " batch"],
+        mask: Bool[Array, " batch"],
+        **_,
+    ):
+        weight = mask.astype(jnp.float32)[:, None]
+        actual = jax.nn.one_hot(labels, logits.shape[-1]) * weight
+        predicted = (jax.nn.softmax(logits) > 0.5).astype(jnp.float32) * weight
+        return cls((actual * predicted).sum(), predicted.sum(), actual.sum())
+
+    def compute(self) -> dict[str, jax.Array]:
+        return {"threshold_precision": self.precision, "threshold_recall": self.recall}
+
+
+@flax.struct.dataclass
+class Classification(clu_metrics.Collection):
+    """Everything that is recorded of a set of predictions."""
+
+    loss: clu_metrics.Average.from_output("loss")
+    accuracy: clu_metrics.Accuracy
+    macro: MacroScores
+    threshold: ThresholdScores
+
+
+def zeros_like(metrics):
+    """Returns the neutral element of `merge` for a metric of this structure, which may be abstract."""
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), metrics)
+
+
+def summarise(collection: clu_metrics.Collection) -> dict[str, jax.Array]:
+    """Computes a collection into one flat dictionary of scalars."""
+    values = {}
+    for name, value in collection.compute().items():
+        values.update(value if isinstance(value, dict) else {name: value})
+    return values

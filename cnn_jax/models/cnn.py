@@ -1,0 +1,108 @@
+"""The ladder's network: blocks of 3x3 convolutions and max-pooling, then dense layers."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from cnn_jax.errors import UserError
+
+
+class CNN(nn.Module):
+    """Blocks of [3x3 convolution, ReLU, BatchNorm] and 2x2 max-pooling, hidden dense layers, a linear head.
+
+    The defaults are those of the Keras study that the ladder rebuilds, and Keras' own: Glorot-uniform kernels
+    (Flax' default is LeCun-normal), BatchNorm after the ReLU, with momentum 0.99 and epsilon 1e-3.
+
+    Attributes:
+      num_classes: number of logits.
+      widths: channels of each block; every block halves the height and the width.
+      convs_per_block: convolutions in each block.
+      hidden: units of each hidden dense layer.
+      batch_norm: whether BatchNorm follows each ReLU.
+      bn_momentum: how much of the running statistics a step keeps.
+      bn_epsilon: added to the variance.
+      dropout: rate after each block, then after each hidden layer; empty for none.
+      dtype: what the layers compute in; parameters, statistics and logits are float32.
+      axis_name: mapped axis over which batch statistics are averaged, under `jax.pmap`.
+    """
+
+    num_classes: int
+    widths: tuple[int, ...] = (32, 64, 128)
+    convs_per_block: int = 2
+    hidden: tuple[int, ...] = (128,)
+    batch_norm: bool = False
+    bn_momentum: float = 0.99
+    bn_epsilon: float = 1e-3
+    dropout: tuple[float, ...] = ()
+    dtype: Any = jnp.float32
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, images: Float[Array, "batch height width 3"], *, train: bool) -> Float[Array, "batch classes"]:
+        """Returns logits, float32.
+
+        With `train`, statistics are those of the batch (make the collection "batch_stats" mutable) and dropout draws
+        from the stream "dropout". Where the collection "diagnostics" is mutable, the share of dead ReLUs of every
+        layer is sown into it.
+
+        Raises:
+          UserError: the images are too small for so many blocks, or `dropout` has the wrong length.
+        """
+        self._check(images)
+        rates = iter(self.dropout or (0.0,) * (len(self.widths) + len(self.hidden)))
+        x = images.astype(self.dtype)
+        for block, width in enumerate(self.widths, 1):
+            for conv in range(1, self.convs_per_block + 1):
+                name = f"conv{block}_{conv}"
+                layer = nn.Conv(
+                    width,
+                    (3, 3),
+                    dtype=self.dtype,
+                    kernel_init=nn.initializers.glorot_uniform(),
+                    name=name,
+                )
+                x = self._activate(layer(x), name, train)
+            x = nn.max_pool(x, (2, 2), strides=(2, 2))
+            x = nn.Dropout(next(rates))(x, deterministic=not train)
+        x = x.reshape(x.shape[0], -1)
+        for index, units in enumerate(self.hidden, 1):
+            name = f"dense{index}"
+            x = self._activate(self._dense(units, name)(x), name, train)
+            x = nn.Dropout(next(rates))(x, deterministic=not train)
+        return self._dense(self.num_classes, "head")(x).astype(jnp.float32)
+
+    def _check(self, images):
+        smallest = 2 ** len(self.widths)
+        if min(images.shape[1:3]) < smallest:
+            raise UserError(
+                f"Images of {images.shape[1]}x{images.shape[2]} pixels are too small for {len(self.widths)} blocks: "
+                f"set config.data.image_size to at least {smallest}, or fewer config.model.widths."
+            )
+        expected = len(self.widths) + len(self.hidden)
+        if self.dropout and len(self.dropout) != expected:
+            raise UserError(
+                f"config.model.dropout has {len(self.dropout)} rates for {expected} places: one after each block "
+                "and each hidden layer, or none at all."
+            )
+
+    def _dense(self, units: int, name: str) -> nn.Dense:
+        return nn.Dense(units, dtype=self.dtype, kernel_init=nn.initializers.glorot_uniform(), name=name)
+
+    def _activate(self, x: Array, layer: str, train: bool) -> Array:
+        x = nn.relu(x)
+        if self.is_mutable_collection("diagnostics") and not self.is_initializing():
+            # A unit (a channel, a neuron) is dead on a batch if it is zero everywhere: no gradient passes it.
+            dead = (x == 0).all(axis=tuple(range(x.ndim - 1)))
+            self.sow("diagnostics", f"dead_{layer}", dead.astype(jnp.float32).mean())
+        if self.batch_norm:
+            x = nn.BatchNorm(
+                use_running_average=not train,
+                momentum=self.bn_momentum,
+                epsilon=self.bn_epsilon,
+                dtype=self.dtype,
+                axis_name=self.axis_name,
+                name=f"{layer}_bn",
+            )(x)
+        return x

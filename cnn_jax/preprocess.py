@@ -1,0 +1,49 @@
+"""From stored images to what a network sees: one function for training, evaluation and prediction."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, UInt8
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocessing:
+    """Resizes, scales to [0, 1], then normalises; on the device.
+
+    Attributes:
+      image_size: side in pixels of the square image that the network sees; 0 keeps the size of the stored images.
+      mean: subtracted from each of the three channels, in units of [0, 1].
+      std: divides each of the three channels, in units of [0, 1].
+    """
+
+    image_size: int = 0
+    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+
+    @classmethod
+    def from_config(cls, config: Any) -> "Preprocessing":
+        """Builds it from `config.data`."""
+        return cls(config.image_size, tuple(config.mean), tuple(config.std))
+
+    def scale(self, images: UInt8[Array, "batch height width 3"]) -> Float[Array, "batch size_h size_w 3"]:
+        """Resizes (bilinear, antialiased) and scales to [0, 1]. Augmentation stands after this."""
+        images = images.astype(jnp.float32) / 255
+        size = self.image_size
+        if size and images.shape[1:3] != (size, size):
+            images = jax.image.resize(images, (images.shape[0], size, size, 3), "bilinear", antialias=True)
+        return images
+
+    def normalise(self, images: Float[Array, "batch height width 3"]) -> Float[Array, "batch height width 3"]:
+        """Subtracts the mean and divides by the standard deviation, a channel at a time."""
+        # Skipped where it would change nothing: it costs a pass over the images.
+        if any(self.mean):
+            images = images - jnp.asarray(self.mean, images.dtype).reshape(1, 1, 1, 3)
+        if set(self.std) != {1.0}:
+            images = images / jnp.asarray(self.std, images.dtype).reshape(1, 1, 1, 3)
+        return images
+
+    def __call__(self, images: UInt8[Array, "batch height width 3"]) -> Float[Array, "batch size_h size_w 3"]:
+        """Returns what the network sees when nothing is augmented."""
+        return self.normalise(self.scale(images))

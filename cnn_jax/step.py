@@ -1,0 +1,206 @@
+"""The train step and the evaluation step: pure functions of arrays.
+
+`train_step(state, batch, key) -> (state, metrics)` runs as it is under `jax.jit` on one device or with sharded
+arguments, under `jax.pmap` or `shard_map` with an axis name, and under `jax.vmap` over (state, batch, key).
+"""
+
+from collections.abc import Callable
+from typing import TypedDict
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from clu import metrics as clu_metrics
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree, UInt8
+
+from cnn_jax import rng
+from cnn_jax.augment import Augmentation
+from cnn_jax.metrics import Classification
+from cnn_jax.preprocess import Preprocessing
+
+
+class Batch(TypedDict):
+    """What the steps take: stored images, labels, and which of them are real rather than padding."""
+
+    image: UInt8[Array, "batch height width 3"]
+    label: Int[Array, " batch"]
+    mask: Bool[Array, " batch"]
+
+
+def gather(arrays: dict[str, Array], row: dict[str, Array]) -> Batch:
+    """Picks a batch out of a data set on the device.
+
+    Args:
+      arrays: "image" `[n, height, width, 3]` and "label" `[n]`.
+      row: "index" int32 `[batch]` and "mask" bool `[batch]`.
+    """
+    return {
+        "image": arrays["image"][row["index"]],
+        "label": arrays["label"][row["index"]],
+        "mask": row["mask"],
+    }
+
+
+class TrainState(flax.struct.PyTreeNode):
+    """All that training changes. Whatever is random follows from the seed and `step`, so no key is kept."""
+
+    step: Int[Array, ""]
+    params: PyTree
+    batch_stats: PyTree
+    opt_state: PyTree
+
+    @property
+    def variables(self) -> dict[str, PyTree]:
+        """What the network is applied with."""
+        return {"params": self.params, "batch_stats": self.batch_stats}
+
+
+@flax.struct.dataclass
+class Diagnostics(clu_metrics.Metric):
+    """Averages over steps of named scalars; there may be none."""
+
+    totals: dict[str, jax.Array]
+    steps: jax.Array
+
+    @classmethod
+    def from_model_output(cls, *, diagnostics: dict[str, jax.Array], **_):
+        return cls(diagnostics, jnp.ones(()))
+
+    def merge(self, other):
+        return jax.tree.map(jnp.add, self, other)
+
+    def compute(self) -> dict[str, jax.Array]:
+        return {name: total / self.steps for name, total in self.totals.items()}
+
+
+# What a train step reports. Created rather than subclassed: clu does not see inherited fields.
+TrainMetrics = clu_metrics.Collection.create(**Classification.__annotations__, diagnostics=Diagnostics)
+
+
+def init_state(
+    model: nn.Module, optimizer: optax.GradientTransformation, key: PRNGKeyArray, image_size: tuple[int, int]
+) -> TrainState:
+    """Returns the state at step 0.
+
+    Args:
+      model: the network.
+      optimizer: makes `opt_state`.
+      key: the run's root key; the stream "init" is drawn from it.
+      image_size: height and width of what the network sees.
+    """
+    images = jnp.zeros((1, *image_size, 3))
+    variables = model.init(rng.stream(key, "init"), images, train=False)
+    params = variables["params"]
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        batch_stats=variables.get("batch_stats", {}),
+        opt_state=optimizer.init(params),
+    )
+
+
+def cross_entropy(
+    logits: Float[Array, "batch classes"], labels: Int[Array, " batch"], smoothing: float = 0.0
+) -> Float[Array, " batch"]:
+    """Returns the cross-entropy of each example, in nats.
+
+    `smoothing` moves that share of the target to the uniform distribution (Szegedy et al. 2016, arXiv:1512.00567).
+    """
+    targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), smoothing)
+    return optax.softmax_cross_entropy(logits, targets)
+
+
+def make_train_step(
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    *,
+    preprocess: Preprocessing,
+    augment: Augmentation,
+    label_smoothing: float = 0.0,
+    diagnostics: bool = False,
+    axis_name: str | None = None,
+) -> Callable[[TrainState, Batch, PRNGKeyArray], tuple[TrainState, clu_metrics.Collection]]:
+    """Builds `train_step(state, batch, key) -> (state, metrics)`; `key` is the run's root key.
+
+    Args:
+      model: the network, built with the same `axis_name`.
+      optimizer: turns gradients into updates.
+      preprocess: what is done to every image, also at test time.
+      augment: what is done to training images alone.
+      label_smoothing: see `cross_entropy`.
+      diagnostics: also report gradient norms and dead ReLUs a layer.
+      axis_name: the mapped axis over which the batch is spread, under `jax.pmap`.
+    """
+    mutable = ["batch_stats", "diagnostics"] if diagnostics else ["batch_stats"]
+
+    def train_step(state: TrainState, batch: Batch, key: PRNGKeyArray) -> tuple[TrainState, clu_metrics.Collection]:
+        augment_key, dropout_key = (rng.stream(key, name, state.step) for name in ("augment", "dropout"))
+        count, offset = batch["mask"].sum(), 0
+        if axis_name is not None:
+            device = jax.lax.axis_index(axis_name)
+            offset = device * batch["mask"].shape[0]
+            dropout_key = jax.random.fold_in(dropout_key, device)
+            count = jax.lax.psum(count, axis_name)
+        images = preprocess.normalise(augment(preprocess.scale(batch["image"]), augment_key, offset))
+
+        def loss_fn(params):
+            logits, updated = model.apply(
+                {"params": params, "batch_stats": state.batch_stats},
+                images,
+                train=True,
+                mutable=mutable,
+                rngs={"dropout": dropout_key},
+            )
+            losses = cross_entropy(logits, batch["label"], label_smoothing)
+            # Divided by the examples of all devices: the gradients of the parts then add up to that of the whole.
+            return jnp.where(batch["mask"], losses, 0).sum() / count, (logits, losses, updated)
+
+        grads, (logits, losses, updated) = jax.grad(loss_fn, has_aux=True)(state.params)
+        if axis_name is not None:
+            grads = jax.lax.psum(grads, axis_name)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        metrics = TrainMetrics.single_from_model_output(
+            logits=logits,
+            labels=batch["label"],
+            loss=losses,
+            mask=batch["mask"],
+            diagnostics=_diagnose(grads, updated) if diagnostics else {},
+        )
+        if axis_name is not None:
+            metrics = jax.lax.psum(metrics, axis_name)
+        state = state.replace(
+            step=state.step + 1,
+            params=optax.apply_updates(state.params, updates),
+            batch_stats=updated.get("batch_stats", {}),
+            opt_state=opt_state,
+        )
+        return state, metrics
+
+    return train_step
+
+
+def make_eval_step(
+    model: nn.Module, *, preprocess: Preprocessing
+) -> Callable[[dict[str, PyTree], Batch], Classification]:
+    """Builds `eval_step(variables, batch) -> metrics`, which counts the examples that the mask marks as real."""
+
+    def eval_step(variables: dict[str, PyTree], batch: Batch) -> Classification:
+        logits = model.apply(variables, preprocess(batch["image"]), train=False)
+        losses = cross_entropy(logits, batch["label"])
+        return Classification.single_from_model_output(
+            logits=logits, labels=batch["label"], loss=losses, mask=batch["mask"]
+        )
+
+    return eval_step
+
+
+def _diagnose(grads: PyTree, updated: PyTree) -> dict[str, jax.Array]:
+    """Gradient norm of each layer's kernel and share of its ReLUs that were zero on the whole batch."""
+    norms = {
+        f"grad_norm/{layer}": jnp.linalg.norm(leaves["kernel"]) for layer, leaves in grads.items() if "kernel" in leaves
+    }
+    sown = updated.get("diagnostics", {})
+    dead = {f"dead_relu/{name.removeprefix('dead_')}": values[0] for name, values in sown.items()}
+    return norms | dead

@@ -1,0 +1,157 @@
+"""What a run leaves to read: metrics.jsonl, TensorBoard events, a table of the network."""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+from clu import parameter_overview
+from jaxtyping import PyTree
+
+from cnn_jax.errors import UserError
+
+METRICS_FILE = "metrics.jsonl"
+
+
+class MetricWriter(Protocol):
+    """The part of `clu.metric_writers.MetricWriter` that training needs; clu's own need TensorFlow."""
+
+    def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Writes named numbers."""
+
+    def write_hparams(self, hparams: Mapping[str, Any]) -> None:
+        """Writes the configuration."""
+
+    def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
+        """Writes named texts."""
+
+    def flush(self) -> None:
+        """Waits until all is on disk."""
+
+    def close(self) -> None:
+        """Flushes and ends."""
+
+
+class TensorBoardWriter:
+    """`MetricWriter` on tensorboardX, which needs no TensorFlow."""
+
+    def __init__(self, directory: Path, first_step: int):
+        """Opens an event file; TensorBoard then hides what an earlier one holds after `first_step`."""
+        from tensorboardX import SummaryWriter
+
+        self._writer = SummaryWriter(str(directory), purge_step=first_step + 1 if first_step else None)
+
+    def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Writes named numbers."""
+        for name, value in scalars.items():
+            self._writer.add_scalar(name, value, step)
+
+    def write_hparams(self, hparams: Mapping[str, Any]) -> None:
+        """Writes the configuration as a text."""
+        rows = "\n".join(f"| {key} | {value} |" for key, value in hparams.items())
+        self._writer.add_text("configuration", f"| key | value |\n|---|---|\n{rows}", 0)
+
+    def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
+        """Writes named texts."""
+        for name, text in texts.items():
+            self._writer.add_text(name, text, step)
+
+    def flush(self) -> None:
+        """Waits until all is on disk."""
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Flushes and ends."""
+        self._writer.close()
+
+
+def make_writer(kind: str, directory: Path, first_step: int) -> MetricWriter | None:
+    """Returns the writer of TensorBoard events: "tensorboardX", "clu" or "off".
+
+    Raises:
+      UserError: "clu" without TensorFlow.
+    """
+    if kind == "tensorboardX":
+        return TensorBoardWriter(directory, first_step)
+    if kind == "off":
+        return None
+    try:
+        from clu import metric_writers
+    except ImportError:
+        raise UserError(
+            "config.tensorboard is 'clu', whose writers need TensorFlow: pip install 'cnn_jax[tensorflow]', or take "
+            "'tensorboardX'."
+        ) from None
+    return metric_writers.SummaryWriter(str(directory))
+
+
+class Summaries:
+    """Appends records to `metrics.jsonl` and sends the same numbers to TensorBoard. Use it in a `with` statement."""
+
+    def __init__(self, workdir: Path, tensorboard: str = "off", first_step: int = 0):
+        """Opens the files.
+
+        Args:
+          workdir: the run's folder.
+          tensorboard: see `make_writer`.
+          first_step: the step that the run goes on from.
+        """
+        path = workdir / METRICS_FILE
+        # A process that was killed may have left half a line: the next record must not be glued to it.
+        torn = path.exists() and not path.read_bytes().endswith(b"\n") and path.stat().st_size
+        self._file = path.open("a")
+        if torn:
+            self._file.write("\n")
+        self._writer = make_writer(tensorboard, workdir / "tensorboard", first_step)
+
+    def __enter__(self) -> "Summaries":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._file.close()
+        if self._writer:
+            self._writer.close()
+
+    def describe(self, hparams: Mapping[str, Any], texts: Mapping[str, str]) -> None:
+        """Tells TensorBoard what is being trained."""
+        if self._writer:
+            self._writer.write_hparams(hparams)
+            self._writer.write_texts(0, texts)
+
+    def record(self, step: int, epoch: float, split: str, values: Mapping[str, float]) -> None:
+        """Writes one record of finite or infinite numbers; the latter are null in JSON."""
+        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        self._file.write(json.dumps({"step": step, "epoch": epoch, "split": split} | finite) + "\n")
+        self._file.flush()
+        if self._writer:
+            self._writer.write_scalars(step, {f"{split}/{name}": value for name, value in values.items()})
+
+
+def read_metrics(workdir: Path) -> list[dict[str, Any]]:
+    """Returns the records of a run in the order of their steps; empty where there are none.
+
+    A run that was killed repeats the steps since its last checkpoint, with the same numbers, and appends them again:
+    of records of the same step and split the last one counts. A torn line is left out.
+    """
+    path = workdir / METRICS_FILE
+    records = {}
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            record = json.loads(line)
+            records[record["step"], record["split"]] = record
+        except (ValueError, TypeError, KeyError):
+            continue
+    return sorted(records.values(), key=lambda record: record["step"])
+
+
+def model_table(model: Any, variables: PyTree, image_size: tuple[int, int]) -> str:
+    """Returns a table of the parameters, with the floating-point operations of one image's forward pass."""
+    images = jax.ShapeDtypeStruct((1, *image_size, 3), jnp.float32)
+    forward = jax.jit(lambda v, x: model.apply(v, x, train=False))
+    cost = forward.lower(variables, images).cost_analysis() or {}
+    flops = f"{cost['flops'] / 1e6:,.1f} million FLOPs an image" if "flops" in cost else "FLOPs unknown"
+    table = parameter_overview.get_parameter_overview(variables["params"], include_stats=False)
+    return f"{table}\n{type(model).__name__}: {flops} (forward)"

@@ -1,0 +1,13 @@
+"""quickstart: the ladder's network with BatchNorm on 1,797 handwritten digits, which need no download.
+
+python -m cnn_jax.main --config=configs/quickstart.py --workdir=/tmp/quickstart
+"""
+
+from configs import batchnorm
+
+
+def get_config():
+    config = batchnorm.get_config()
+    config.data.name = "digits"
+    config.epochs = 10
+    return config
