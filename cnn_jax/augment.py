@@ -73,9 +73,9 @@ def cutout(image: Image, key: PRNGKeyArray, size: int, fill: tuple[float, float,
     """
     height, width, _ = image.shape
     top, left = jax.random.randint(key, (2,), 0, jnp.array([height, width])) - size // 2
-    rows, columns = jnp.arange(height), jnp.arange(width)
-    covered = ((rows >= top) & (rows < top + size))[:, None] & ((columns >= left) & (columns < left + size))
-    return jnp.where(covered[:, :, None], jnp.asarray(fill, image.dtype), image)
+    rows, columns = jnp.arange(height)[:, None], jnp.arange(width)[None, :]
+    covered = (rows >= top) & (rows < top + size) & (columns >= left) & (columns < left + size)
+    return jnp.where(covered[:, :, None], jnp.asarray(fill, image.dtype).reshape(1, 1, 3), image)
 
 
 @dataclasses.dataclass(frozen=True)

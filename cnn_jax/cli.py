@@ -12,53 +12,66 @@ from cnn_jax.errors import UserError
 
 def define_config() -> flags.FlagHolder[ConfigDict]:
     """Defines `--config=FILE` with overrides `--config.KEY=VALUE`."""
-    return config_flags.DEFINE_config_file("config", None, "The stage to train: a file of configs/.")
+    return config_flags.DEFINE_config_file("config", None, f"Config file. {config_lib.stages_hint()}")
 
 
-def run(main: Callable[[], int | None]) -> None:
-    """Parses the flags, runs `main` and exits with what it returns; a `UserError` is printed as one line."""
+def run(main: Callable[[], int | None], required: Sequence[str] = ()) -> None:
+    """Parses the flags, runs `main` and exits with what it returns; a `UserError` is printed as one line.
+
+    Args:
+      main: takes nothing; the flags are parsed when it is called.
+      required: flags that must be given.
+    """
     logging.use_absl_handler()
     logging.set_verbosity(logging.ERROR)
 
-    def guarded(argv: Sequence[str]) -> int | None:
+    def parse(argv: Sequence[str]) -> list[str]:
+        config_lib.make_stages_importable()
         try:
-            if len(argv) > 1:
-                raise UserError(f"Unexpected argument {argv[1]!r}: flags are written --NAME=VALUE.")
+            rest = flags.FLAGS(list(argv))
+            for name in required:
+                if flags.FLAGS[name].value is None:
+                    raise UserError(f"--{name}=... is missing. {flags.FLAGS[name].help}")
+            if "config" in required:
+                flags.FLAGS["config"].value.keys()  # ml_collections reports a file that fails when it is first used
+        except Exception as error:
+            sys.exit(_fail(_explain(error, argv)))
+        if len(rest) > 1:
+            sys.exit(_fail(f"Unexpected argument {rest[1]!r}: flags are written --NAME=VALUE."))
+        return rest
+
+    def guarded(argv: Sequence[str]) -> int | None:
+        del argv
+        try:
             return main()
         except UserError as error:
             return _fail(error)
 
-    app.run(guarded, flags_parser=_parse)
-
-
-def _parse(argv: Sequence[str]) -> list[str]:
-    config_lib.make_stages_importable()
-    try:
-        return flags.FLAGS(list(argv))
-    except flags.Error as error:
-        # absl joins several complaints by line breaks; the first is enough to go on.
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        sys.exit(_fail(f"{lines[0]} (--help lists the flags)"))
-    except Exception as error:
-        sys.exit(_fail(_explain(error, argv)))
+    app.run(guarded, flags_parser=parse)
 
 
 def _explain(error: Exception, argv: Sequence[str]) -> str:
-    """Why `--config` or an override of it failed: ml_collections lets a traceback tell."""
-    given = [argument.lstrip("-").partition("=") for argument in argv[1:] if argument.startswith("-")]
-    following = dict(zip(argv, argv[1:]))
+    """One line on why the flags are refused. ml_collections answers a mistyped key or file with a traceback."""
+    if isinstance(error, UserError):
+        return str(error)
+    given = [argument.lstrip("-").partition("=") for argument in argv[1:] if argument.startswith("--")]
+    overrides = {name.removeprefix("config."): value for name, _, value in given if name.startswith("config.")}
+    following = dict(zip(argv, argv[1:]))  # of `--config FILE`
     path = next((value or following.get(f"--{name}", "") for name, _, value in given if name == "config"), "")
-    if not path:
-        return f"Overrides need a config file: add --config=FILE. {config_lib.stages_hint()}"
-    try:
-        known = list(config_lib.flatten(config_lib.load(path)))
-    except UserError as failed:
-        return str(failed)
-    for name, _, _ in given:
-        key = name.removeprefix("config.")
-        if name.startswith("config.") and key not in known:
-            return config_lib.unknown_key(key, known)
-    return config_lib.describe(error)
+    if overrides and not path:
+        return f"--config=... is missing. {flags.FLAGS['config'].help}"
+    if path:
+        try:
+            known = config_lib.flatten(config_lib.load(path))
+            rules = config_lib.rules_of(known.get("model.name"))
+        except UserError as failed:
+            return str(failed)
+        for key, value in overrides.items():
+            if not any(name == key or name.startswith(f"{key}.") for name in known):
+                return config_lib.unknown_key(key, list(known))
+            if key in rules and f"--config.{key}=" in str(error):
+                return f"config.{key} is {value!r}; it must be {rules[key].meaning}."
+    return f"{config_lib.describe(error)} (--help lists the flags)"
 
 
 def _fail(message: object) -> int:

@@ -29,27 +29,26 @@ def _whole(minimum: int) -> Rule:
 
 def _number(minimum: float, below: float = math.inf) -> Rule:
     upper = "" if below == math.inf else f" and below {below:g}"
-    return Rule(lambda v: type(v) in (int, float) and minimum <= v < below, f"a number of at least {minimum:g}{upper}")
+    lower = "a number" if minimum == -math.inf else f"a number of at least {minimum:g}"
+    return Rule(lambda v: type(v) in (int, float) and minimum <= v < below, lower + upper)
 
 
 def _one_of(*choices: str) -> Rule:
     return Rule(lambda v: v in choices, f"one of {', '.join(choices)}")
 
 
-def _three(minimum: float) -> Rule:
+def _tuple(item: Rule, length: int | None = None) -> Rule:
+    size = "any number of them" if length is None else f"{length} of them"
     return Rule(
-        lambda v: (
-            isinstance(v, tuple | list) and len(v) == 3 and all(type(x) in (int, float) and x > minimum for x in v)
-        ),
-        "three numbers, one a channel" + (f", each above {minimum:g}" if minimum > -math.inf else ""),
+        lambda v: isinstance(v, tuple | list) and all(map(item.allows, v)) and length in (None, len(v)),
+        f"(a, b, ...), {size}, each {item.meaning}",
     )
 
 
 _FLAG = Rule(lambda v: type(v) is bool, "true or false")
 _TEXT = Rule(lambda v: isinstance(v, str), "text")
 
-# Every key, but for those of the network, which says itself what it takes (cnn_jax.models). A key that is not here is
-# refused as mistyped: to add one, add its line.
+# Every key but those of the network. A key that is not here is refused as mistyped: to add one, add its line.
 RULES = {
     "seed": Rule(lambda v: type(v) is int and 0 <= v < 2**32, "a whole number from 0 to 2^32 - 1"),
     "epochs": _whole(1),
@@ -72,8 +71,8 @@ RULES = {
     "data.train_examples": _whole(0),
     "data.split_seed": Rule(lambda v: type(v) is int and 0 <= v < 2**32, "a whole number from 0 to 2^32 - 1"),
     "data.image_size": _whole(0),
-    "data.mean": _three(-math.inf),
-    "data.std": _three(0),
+    "data.mean": _tuple(_number(-math.inf), 3),
+    "data.std": _tuple(_number(1e-6), 3),
     "optimizer.name": _one_of("sgd", "adam"),
     "optimizer.learning_rate": _number(0),
     "optimizer.momentum": _number(0, 1),
@@ -92,6 +91,19 @@ RULES = {
     "augment.cutout": _whole(0),
 }
 
+# The keys under `model`, by `model.name`: the fields of the networks in cnn_jax.models.
+MODEL_RULES = {
+    "cnn": {
+        "widths": _tuple(_whole(1)),
+        "convs_per_block": _whole(1),
+        "hidden": _tuple(_whole(1)),
+        "batch_norm": _FLAG,
+        "bn_momentum": _number(0, 1),
+        "bn_epsilon": _number(0),
+        "dropout": _tuple(_number(0, 1)),
+    },
+}
+
 # What changes where a run finds things or how often it reports, but no number that it computes.
 _FREE = ("data.dir", "steps_per_call", "tensorboard", "checkpoint.epochs", "checkpoint.minutes")
 
@@ -104,13 +116,15 @@ def load(path: str | Path) -> ConfigDict:
     """
     path = Path(path)
     make_stages_importable()
+    if not path.is_file():
+        raise UserError(f"There is no config file {path}. {stages_hint()}")
+    if path.suffix != ".py":
+        raise UserError(f"{path} is not a config file: one is Python, with a function get_config(). {stages_hint()}")
     try:
         spec = importlib.util.spec_from_file_location(path.stem, path)
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         return module.get_config()
-    except FileNotFoundError:
-        raise UserError(f"There is no config file {path}. {stages_hint()}") from None
     except Exception as error:
         raise UserError(f"The config file {path} fails: {type(error).__name__}: {describe(error)}") from None
 
@@ -129,7 +143,8 @@ def stages_hint() -> str:
 
 def describe(error: Exception) -> str:
     """The text of an error on one line. ml_collections quotes some of its own twice."""
-    return " ".join(str(error.args[0] if error.args else error).split()).strip("\"'")
+    text = " ".join(str(error.args[0] if error.args else error).split())
+    return text[1:-1] if len(text) > 1 and text[0] == text[-1] in "\"'" else text
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
@@ -141,15 +156,23 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def rules_of(model: str) -> dict[str, Rule]:
+    """Returns the rules of all keys, for a network of this name."""
+    if model not in MODEL_RULES:
+        raise UserError(f"config.model.name is {model!r}; the networks are: {', '.join(MODEL_RULES)}.")
+    return RULES | {"model.name": _TEXT} | {f"model.{key}": rule for key, rule in MODEL_RULES[model].items()}
+
+
 def validate(config: ConfigDict) -> None:
     """Raises a `UserError` for the first key that is unknown, missing, of the wrong type or of an impossible value."""
     values = flatten(config)
+    rules = rules_of(values.get("model.name"))
     for key in values:
-        if key not in RULES and not key.startswith("model."):
-            raise UserError(unknown_key(key, list(RULES)))
-    for key, rule in RULES.items():
+        if key not in rules:
+            raise UserError(unknown_key(key, list(rules)))
+    for key, rule in rules.items():
         if key not in values:
-            raise UserError(f"config.{key} is missing: it should be {rule.meaning}. configs/base.py has every key.")
+            raise UserError(f"config.{key} is missing: it must be {rule.meaning}. configs/base.py has every key.")
         if not rule.allows(values[key]):
             raise UserError(f"config.{key} is {values[key]!r}; it must be {rule.meaning}.")
 
@@ -167,7 +190,9 @@ def unknown_key(key: str, known: list[str]) -> str:
 
 def write(config: ConfigDict, path: Path) -> None:
     """Writes the config as JSON."""
-    path.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+    partial.replace(path)
 
 
 def check_same(config: ConfigDict, path: Path) -> None:

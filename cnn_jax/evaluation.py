@@ -44,7 +44,7 @@ def make_evaluator(
     def evaluate(variables: PyTree, arrays: dict[str, jax.Array]) -> Classification:
         rows = padded_batches(len(arrays["label"]), batch_size)
         first = jax.tree.map(lambda x: x[0], rows)
-        empty = zeros_like(jax.eval_shape(lambda v, a: eval_step(v, gather(a, first)), variables, arrays))
-        return chunk(empty, rows, arrays, variables)
+        shapes = jax.eval_shape(lambda row, v, a: eval_step(v, gather(a, row)), first, variables, arrays)
+        return chunk(zeros_like(shapes), rows, arrays, variables)
 
     return evaluate

@@ -9,17 +9,14 @@ from cnn_jax import cli
 
 _CONFIG = cli.define_config()
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints, metrics and the configuration.")
-flags.mark_flags_as_required(["config", "workdir"])
 
 
 def main() -> int:
     """Trains, and returns the exit status."""
-    from cnn_jax.train import (
-        train,
-    )  # after the flags are parsed: a mistyped one is answered without loading JAX
+    from cnn_jax.train import train  # after the flags are parsed: a mistyped one is answered without loading JAX
 
     return train(_CONFIG.value, _WORKDIR.value)
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, required=("config", "workdir"))

@@ -1,5 +1,7 @@
 """Classification metrics as sums and counts: they add up over batches, chunks and devices, whatever the sizes."""
 
+from typing import Any
+
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -7,6 +9,10 @@ from clu import metrics as clu_metrics
 from jaxtyping import Array, Bool, Float, Int
 
 # No `from __future__ import annotations` here: clu reads the annotations of a Collection as classes.
+
+
+# The names under which `Classification` is recorded, in the order in which people read them.
+NAMES = ("loss", "accuracy", "precision", "recall", "f1", "threshold_precision", "threshold_recall")
 
 
 def _ratio(part: Float[Array, "..."], whole: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -18,9 +24,9 @@ def _ratio(part: Float[Array, "..."], whole: Float[Array, "..."]) -> Float[Array
 class _Counts(clu_metrics.Metric):
     """True positives, predicted positives and actual positives; a subclass says of what."""
 
-    true_positive: jax.Array
-    predicted: jax.Array
-    actual: jax.Array
+    true_positive: Any  # float32 counts
+    predicted: Any
+    actual: Any
 
     def merge(self, other):
         return jax.tree.map(jnp.add, self, other)

@@ -5,7 +5,7 @@ arguments, under `jax.pmap` or `shard_map` with an axis name, and under `jax.vma
 """
 
 from collections.abc import Callable
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import flax.linen as nn
 import flax.struct
@@ -29,7 +29,7 @@ class Batch(TypedDict):
     mask: Bool[Array, " batch"]
 
 
-def gather(arrays: dict[str, Array], row: dict[str, Array]) -> Batch:
+def gather(arrays: dict[str, Any], row: dict[str, Any]) -> Batch:
     """Picks a batch out of a data set on the device.
 
     Args:
@@ -46,7 +46,7 @@ def gather(arrays: dict[str, Array], row: dict[str, Array]) -> Batch:
 class TrainState(flax.struct.PyTreeNode):
     """All that training changes. Whatever is random follows from the seed and `step`, so no key is kept."""
 
-    step: Int[Array, ""]
+    step: PyTree  # int32 []
     params: PyTree
     batch_stats: PyTree
     opt_state: PyTree
@@ -61,8 +61,8 @@ class TrainState(flax.struct.PyTreeNode):
 class Diagnostics(clu_metrics.Metric):
     """Averages over steps of named scalars; there may be none."""
 
-    totals: dict[str, jax.Array]
-    steps: jax.Array
+    totals: dict[str, Any]  # float32 sums
+    steps: Any  # float32 []
 
     @classmethod
     def from_model_output(cls, *, diagnostics: dict[str, jax.Array], **_):

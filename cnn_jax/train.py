@@ -18,7 +18,7 @@ from cnn_jax.dispatch import make_chunk
 from cnn_jax.errors import UserError
 from cnn_jax.evaluation import make_evaluator
 from cnn_jax.interrupt import Interrupt
-from cnn_jax.metrics import summarise, zeros_like
+from cnn_jax.metrics import NAMES, summarise, zeros_like
 from cnn_jax.preprocess import Preprocessing
 from cnn_jax.progress import Progress
 from cnn_jax.schedule import Schedule
@@ -45,9 +45,10 @@ def train(config: ConfigDict, workdir: str) -> int:
     config_lib.validate(config)
     folder = _open_workdir(config, Path(workdir).expanduser())
     trainer = Trainer(config, data.load(config.data))
+    state = trainer.init_state()
     config_lib.write(config, folder / CONFIG_FILE)
     with Interrupt() as interrupt, Checkpoints(folder / CHECKPOINT_FOLDER, trainer.metadata) as checkpoints:
-        now, state = checkpoints.restore(trainer.init_state())
+        now, state = checkpoints.restore(state)
         with (
             Summaries(folder, config.tensorboard, now) as summaries,
             Progress(trainer.schedule, now) as progress,
@@ -87,7 +88,7 @@ def _loop(
         if config.on_nan == "stop" and not math.isfinite(values["loss"]):
             raise UserError(
                 f"The loss is {values['loss']} between steps {start} and {now}, which are not saved. Lower "
-                "config.optimizer.learning_rate (in another --workdir), or set --config.on_nan=continue to see it through."
+                "config.optimizer.learning_rate (in another --workdir), or see it through with --config.on_nan=continue."
             )
         epoch, score = schedule.epoch_ended(now), None
         if epoch:
@@ -182,7 +183,8 @@ class Trainer:
         return self._fetch(self._evaluate(variables, arrays)) if len(arrays["label"]) else {}
 
     def _fetch(self, metrics: Any) -> dict[str, float]:
-        return {name: float(value) for name, value in jax.device_get(self._summarise(metrics)).items()}
+        values = jax.device_get(self._summarise(metrics))
+        return {name: float(values[name]) for name in (*NAMES, *sorted(values.keys() - NAMES))}
 
 
 def _open_workdir(config: ConfigDict, folder: Path) -> Path:
@@ -208,9 +210,8 @@ def _score_test(trainer: Trainer, folder: Path, state: step.TrainState, summarie
         scores = trainer.evaluate(state.variables, "test")
         summaries.record(end, epochs, "test", scores)
     print(f"Test split, {len(trainer.dataset.test):,} images, after {epochs} epochs:")
-    for name in scores:
-        if name not in ("step", "epoch", "split"):
-            print(f"  {name:<20} {scores[name]:.4f}")
+    for name in NAMES:
+        print(f"  {name:<20} {scores[name]:.4f}")
     print(f"Workdir: {folder}")
 
 

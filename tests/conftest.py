@@ -1,0 +1,69 @@
+"""What all tests share: four CPU devices, strict JAX, small configurations."""
+
+import os
+
+# Before JAX starts: several devices, to see that nothing assumes one.
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4"
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
+# Compiling takes most of the time of these tests; without optimization it takes a quarter.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cnn_jax import config as config_lib
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def stage(name: str):
+    """The configuration of a stage."""
+    return config_lib.load(ROOT / "configs" / f"{name}.py")
+
+
+@pytest.fixture
+def small_config():
+    """A run of seconds: a narrow network with everything random switched on, 200 digits, 2 epochs of 12.5 steps."""
+    config = stage("augment")
+    config.update(
+        {
+            "epochs": 2,
+            "batch_size": 16,
+            "steps_per_call": 5,
+            "data": {"name": "digits", "train_examples": 200, "validation": 100, "image_size": 8},
+            "model": {"widths": (4, 8), "convs_per_block": 1, "hidden": (16,), "dropout": (0.1, 0.1, 0.2)},
+        }
+    )
+    return config
+
+
+@pytest.fixture
+def photographs(tmp_path):
+    """Makes folders of photographs: `photographs("train/cat/1.png", ...)` returns the root."""
+
+    def make(*paths: str, size=(40, 30)) -> Path:
+        generator = np.random.RandomState(0)
+        for path in paths:
+            file = tmp_path / "photographs" / path
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(generator.randint(0, 256, (*size[::-1], 3), np.uint8)).save(file)
+        return tmp_path / "photographs"
+
+    return make
+
+
+@pytest.fixture
+def command():
+    """Runs `python -m cnn_jax.NAME ARGUMENTS...` in a new process and returns it when it has ended."""
+
+    def run(name: str, *arguments: str, code: str = "", **kwargs) -> subprocess.CompletedProcess:
+        start = [sys.executable, "-c", code, *arguments] if code else [sys.executable, "-m", f"cnn_jax.{name}", *arguments]
+        return subprocess.run(start, cwd=ROOT, capture_output=True, text=True, timeout=300, **kwargs)
+
+    return run
