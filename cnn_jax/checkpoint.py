@@ -7,6 +7,7 @@ opt_state}; `metadata`, JSON with the config, the class names and the preprocess
 import hashlib
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,8 @@ class Checkpoints:
     @property
     def best_step(self) -> int | None:
         """The saved step with the highest score; the latest where none was scored."""
-        return self._manager.best_step()
+        best = self._manager.best_step()
+        return self.latest_step if best is None else best
 
     def save(self, step: int, state: TrainState, score: float | None = None) -> None:
         """Saves a step, unless it is there already; returns when it is on disk.
@@ -107,26 +109,40 @@ class Checkpoints:
     def restore(self, state: TrainState) -> tuple[int, TrainState]:
         """Returns the latest intact step and its state; 0 and `state` itself where nothing was saved.
 
+        Damaged steps after it are moved to a folder beside this one, so that the run can save them anew.
+
         Args:
           state: of the shapes, types and devices to restore to.
 
         Raises:
           UserError: every step is damaged, or they belong to another network.
         """
-        steps = sorted(self._manager.all_steps(), reverse=True)
-        for step in steps:
+        failed: dict[int, str] = {}
+        for step in sorted(self._manager.all_steps(), reverse=True):
             try:
                 self._check(step)
-                return step, self._restore(step, state)
+                restored = self._restore(step, state)
             except Exception as error:  # what damage raises depends on the byte it hit
-                reason = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
-                logging.error("The checkpoint of step %d in %s cannot be used: %s", step, self.directory, reason)
-        if steps:
+                failed[step] = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
+                continue
+            self._set_aside(failed)
+            return step, restored
+        if failed:
             raise UserError(
-                f"None of the {len(steps)} checkpoints in {self.directory} can be restored ({reason}). Move them away "
-                "to start anew, or take another --workdir."
+                f"None of the {len(failed)} checkpoints in {self.directory} can be restored "
+                f"({failed[max(failed)]}). Move them away to start anew, or take another --workdir."
             )
         return 0, state
+
+    def _set_aside(self, failed: dict[int, str]) -> None:
+        for step, reason in failed.items():
+            target = self.directory.with_name(self.directory.name + ".damaged") / str(step)
+            target.parent.mkdir(exist_ok=True)
+            shutil.rmtree(target, ignore_errors=True)
+            (self.directory / str(step)).rename(target)
+            logging.error("Step %d is damaged (%s): moved to %s; an earlier one is used.", step, reason, target)
+        if failed:
+            self._manager.reload()
 
     def _restore(self, step: int, state: TrainState) -> TrainState:
         shape = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)

@@ -25,10 +25,12 @@ def run(main: Callable[[], int | None], required: Sequence[str] = ()) -> None:
     logging.use_absl_handler()
     logging.set_verbosity(logging.ERROR)
 
-    def parse(argv: Sequence[str]) -> list[str]:
+    def parse(argv: list[str]) -> list[str]:
         config_lib.make_stages_importable()
         try:
-            rest = flags.FLAGS(list(argv))
+            # ml_collections wants the file before what overrides it; whoever types has no reason to.
+            sys.argv.sort(key=lambda argument: argument.startswith("--config.") and "=" in argument)
+            rest = flags.FLAGS(sys.argv)
             for name in required:
                 if flags.FLAGS[name].value is None:
                     raise UserError(f"--{name}=... is missing. {flags.FLAGS[name].help}")

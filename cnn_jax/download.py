@@ -35,7 +35,7 @@ def fetch(url: str, path: Path, sha256: str, remedy: str) -> Path:
     partial = path.with_name(path.name + ".partial")
     try:
         _download(url, partial)
-    except (urllib.error.URLError, OSError, TimeoutError) as error:
+    except OSError as error:
         reason = getattr(error, "reason", error) or type(error).__name__
         raise UserError(f"Cannot fetch {url} ({reason}). {remedy}") from None
     try:
@@ -60,8 +60,15 @@ def verify(path: Path, sha256: str) -> None:
 
 def _download(url: str, partial: Path) -> None:
     have = partial.stat().st_size if partial.exists() else 0
+    try:
+        response = _open(url, have)
+    except urllib.error.HTTPError as error:
+        error.close()
+        if error.code == 416 and have:  # nothing is left to send: the caller verifies what is there
+            return
+        raise
     with (
-        _open(url, have) as response,
+        response,
         Progress(
             TextColumn("Fetching {task.description}"),
             BarColumn(),
@@ -79,6 +86,9 @@ def _download(url: str, partial: Path) -> None:
             while block := response.read(_BLOCK):
                 file.write(block)
                 progress.advance(task, len(block))
+        missing = int(length or 0) - (partial.stat().st_size - start)
+        if missing > 0:
+            raise OSError(f"the connection broke off {missing:,} bytes before the end; repeat to go on from there")
 
 
 def _open(url: str, have: int):
@@ -88,9 +98,6 @@ def _open(url: str, have: int):
     def connect():
         try:
             result.append(urllib.request.urlopen(request, timeout=CONNECT_SECONDS))
-        except urllib.error.HTTPError as error:
-            # 416: the partial file is complete already; an empty answer makes the caller verify it.
-            result.append(error)
         except OSError as error:
             result.append(error)
 

@@ -105,6 +105,28 @@ class Classification(clu_metrics.Collection):
     threshold: ThresholdScores
 
 
+@flax.struct.dataclass
+class Diagnostics(clu_metrics.Metric):
+    """Averages over steps of named scalars; there may be none."""
+
+    totals: dict[str, Any]  # float32 sums
+    steps: Any  # float32 []
+
+    @classmethod
+    def from_model_output(cls, *, diagnostics: dict[str, jax.Array], **_):
+        return cls(diagnostics, jnp.ones(()))
+
+    def merge(self, other):
+        return jax.tree.map(jnp.add, self, other)
+
+    def compute(self) -> dict[str, jax.Array]:
+        return {name: total / self.steps for name, total in self.totals.items()}
+
+
+# What a train step reports. Created rather than subclassed: clu does not see inherited fields.
+TrainMetrics = clu_metrics.Collection.create(**Classification.__annotations__, diagnostics=Diagnostics)
+
+
 def zeros_like(metrics):
     """Returns the neutral element of `merge` for a metric of this structure, which may be abstract."""
     return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), metrics)

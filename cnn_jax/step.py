@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree, UInt8
 
 from cnn_jax import rng
 from cnn_jax.augment import Augmentation
-from cnn_jax.metrics import Classification
+from cnn_jax.metrics import Classification, TrainMetrics
 from cnn_jax.preprocess import Preprocessing
 
 
@@ -55,28 +55,6 @@ class TrainState(flax.struct.PyTreeNode):
     def variables(self) -> dict[str, PyTree]:
         """What the network is applied with."""
         return {"params": self.params, "batch_stats": self.batch_stats}
-
-
-@flax.struct.dataclass
-class Diagnostics(clu_metrics.Metric):
-    """Averages over steps of named scalars; there may be none."""
-
-    totals: dict[str, Any]  # float32 sums
-    steps: Any  # float32 []
-
-    @classmethod
-    def from_model_output(cls, *, diagnostics: dict[str, jax.Array], **_):
-        return cls(diagnostics, jnp.ones(()))
-
-    def merge(self, other):
-        return jax.tree.map(jnp.add, self, other)
-
-    def compute(self) -> dict[str, jax.Array]:
-        return {name: total / self.steps for name, total in self.totals.items()}
-
-
-# What a train step reports. Created rather than subclassed: clu does not see inherited fields.
-TrainMetrics = clu_metrics.Collection.create(**Classification.__annotations__, diagnostics=Diagnostics)
 
 
 def init_state(

@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ from cnn_jax.errors import UserError
 METRICS_FILE = "metrics.jsonl"
 
 
+@runtime_checkable
 class MetricWriter(Protocol):
     """The part of `clu.metric_writers.MetricWriter` that training needs; clu's own need TensorFlow."""
 

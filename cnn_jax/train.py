@@ -88,7 +88,7 @@ def _loop(
         if config.on_nan == "stop" and not math.isfinite(values["loss"]):
             raise UserError(
                 f"The loss is {values['loss']} between steps {start} and {now}, which are not saved. Lower "
-                "config.optimizer.learning_rate (in another --workdir), or see it through with --config.on_nan=continue."
+                "config.optimizer.learning_rate (in another --workdir), or go on with --config.on_nan=continue."
             )
         epoch, score = schedule.epoch_ended(now), None
         if epoch:

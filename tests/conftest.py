@@ -29,18 +29,8 @@ def stage(name: str):
 
 @pytest.fixture
 def small_config():
-    """A run of seconds: a narrow network with everything random switched on, 200 digits, 2 epochs of 12.5 steps."""
-    config = stage("augment")
-    config.update(
-        {
-            "epochs": 2,
-            "batch_size": 16,
-            "steps_per_call": 5,
-            "data": {"name": "digits", "train_examples": 200, "validation": 100, "image_size": 8},
-            "model": {"widths": (4, 8), "convs_per_block": 1, "hidden": (16,), "dropout": (0.1, 0.1, 0.2)},
-        }
-    )
-    return config
+    """A run of seconds: see tests/small_config.py."""
+    return config_lib.load(ROOT / "tests" / "small_config.py")
 
 
 @pytest.fixture
@@ -63,7 +53,9 @@ def command():
     """Runs `python -m cnn_jax.NAME ARGUMENTS...` in a new process and returns it when it has ended."""
 
     def run(name: str, *arguments: str, code: str = "", **kwargs) -> subprocess.CompletedProcess:
-        start = [sys.executable, "-c", code, *arguments] if code else [sys.executable, "-m", f"cnn_jax.{name}", *arguments]
+        start = (
+            [sys.executable, "-c", code, *arguments] if code else [sys.executable, "-m", f"cnn_jax.{name}", *arguments]
+        )
         return subprocess.run(start, cwd=ROOT, capture_output=True, text=True, timeout=300, **kwargs)
 
     return run

@@ -22,6 +22,7 @@ CONFIG = "--config=configs/quickstart.py"
         ([CONFIG, "--workdir=W", "--config.model.widths=a"], "config.model.widths is ('a',)"),
         ([CONFIG, "--workdir=W", "--wrokdir=V"], "Did you mean: workdir"),
         ([CONFIG, "--workdir=W", "more"], "Unexpected argument 'more'"),
+        (["--config.epochs=0", CONFIG, "--workdir=W"], "config.epochs is 0"),
         (["--config.seed=3", "--workdir=W"], "--config=... is missing"),
         ([CONFIG, "--workdir=/dev/null/x"], "Cannot write to --workdir=/dev/null/x"),
     ],

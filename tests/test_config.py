@@ -79,7 +79,9 @@ def test_unknown_and_missing_keys():
     config = stage("baseline")
     with config.unlocked():
         config.optimizer.learningrate = 0.1
-    with pytest.raises(UserError, match=r"no config\.optimizer\.learningrate\. Did you mean config\.optimizer\.learning_rate"):
+    with pytest.raises(
+        UserError, match=r"no config\.optimizer\.learningrate\. Did you mean config\.optimizer\.learning_rate"
+    ):
         config_lib.validate(config)
     config = stage("baseline")
     with config.unlocked():

@@ -1,5 +1,6 @@
 import jax
 import numpy as np
+
 from cnn_jax import rng
 
 

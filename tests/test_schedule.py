@@ -48,7 +48,19 @@ def test_chunks_respect_epochs_and_resuming(size):
 
 def test_epoch_ended():
     schedule = Schedule(num_examples=100, batch_size=32, epochs=3, steps_per_call=2)
-    assert [schedule.epoch_ended(step) for step in range(11)] == [None, None, None, None, 1, None, None, 2, None, None, 3]
+    assert [schedule.epoch_ended(step) for step in range(11)] == [
+        None,
+        None,
+        None,
+        None,
+        1,
+        None,
+        None,
+        2,
+        None,
+        None,
+        3,
+    ]
 
 
 def test_order_differs_by_epoch_and_seed():

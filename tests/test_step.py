@@ -48,6 +48,10 @@ def narrow(name, **model):
     return config
 
 
+def lane(tree, index):
+    return jax.tree.map(lambda x: x[index], tree)
+
+
 def assert_close(actual, expected, tolerance=1e-5):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance), actual, expected)
 
@@ -127,8 +131,8 @@ def test_pmap_over_four_devices_equals_jit_on_one(name):
     many, many_metrics = mapped_step(state, spread, key)
     one, one_metrics = jax.jit(train_step)(state, batch, key)
     for device in range(4):
-        assert_close(jax.tree.map(lambda x: x[device], many), one)
-    first = summarise(jax.tree.map(lambda x: x[0], many_metrics))
+        assert_close(lane(many, device), one)
+    first = summarise(lane(many_metrics, 0))
     expected = summarise(one_metrics)
     dead = [name for name in expected if name.startswith("dead_relu")]  # a unit may be dead on a part of the batch
     assert_close({k: first[k] for k in first if k not in dead}, {k: expected[k] for k in expected if k not in dead})
@@ -168,9 +172,9 @@ def test_vmap_over_seeds_equals_single_runs():
     keys = [rng.root(seed) for seed in (0, 1)]
     stack = lambda *trees: jax.tree.map(lambda *x: jnp.stack(x), *trees)  # noqa: E731
     many, _ = jax.jit(jax.vmap(train_step))(stack(state, state), stack(*batches), jnp.stack(keys))
-    for lane in (0, 1):
-        one, _ = jax.jit(train_step)(state, batches[lane], keys[lane])
-        assert_close(jax.tree.map(lambda x: x[lane], many.params), one.params)
+    for seed in (0, 1):
+        one, _ = jax.jit(train_step)(state, batches[seed], keys[seed])
+        assert_close(lane(many.params, seed), one.params)
 
 
 def test_diagnostics_name_every_layer():

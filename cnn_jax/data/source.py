@@ -4,7 +4,7 @@ import dataclasses
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int, Int32, UInt8
@@ -17,6 +17,7 @@ from cnn_jax.errors import UserError
 TEST_SHARE = 0.2  # of a data set that comes without a test split
 
 
+@runtime_checkable
 class Source(Protocol):
     """Labelled images at random access."""
 
@@ -64,10 +65,12 @@ class EncodedSource:
         Raises:
           UserError: an image cannot be read; it names the file.
         """
+        if not len(indices):
+            return self._decode(0)[None][:0]
         # Files wait for the disk and are large enough to decode beside each other; small bytes in memory are neither.
-        workers = os.cpu_count() if self.items and not isinstance(self.items[0], bytes) else 1
+        workers = 1 if isinstance(self.items[0], bytes) else os.cpu_count()
         with ThreadPoolExecutor(workers) as pool:
-            decoded = pool.map(self._decode, indices) if workers > 1 else map(self._decode, indices)
+            decoded = pool.map(self._decode, indices.tolist()) if workers > 1 else map(self._decode, indices.tolist())
             progress = track(
                 decoded,
                 "Decoding images",

@@ -1,0 +1,193 @@
+"""Whole runs, and above all: a run that is stopped and goes on is the run that was never stopped."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from conftest import ROOT
+
+from cnn_jax import data
+from cnn_jax.errors import UserError
+from cnn_jax.progress import Progress
+from cnn_jax.summaries import read_metrics
+from cnn_jax.train import Trainer, train
+
+TOTAL = 25  # steps of small_config: 2 epochs of 200 images in batches of 16
+COMMAND = [sys.executable, "-m", "cnn_jax.main", "--config=tests/small_config.py"]
+TIMES = {"images_per_second"}
+
+
+def final_arrays(workdir):
+    """All that a run ends with, as numpy arrays."""
+    with ocp.CheckpointManager(workdir / "checkpoints", item_names=("model", "train", "metadata")) as manager:
+        assert manager.latest_step() == TOTAL
+        restore = ocp.args.StandardRestore(fallback_sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0]))
+        items = manager.restore(TOTAL, args=ocp.args.Composite(model=restore, train=restore))
+    return jax.tree.map(np.asarray, (items["model"], items["train"]))
+
+
+def records(workdir):
+    return [{k: v for k, v in record.items() if k not in TIMES} for record in read_metrics(workdir)]
+
+
+def assert_same_run(workdir, reference):
+    jax.tree.map(np.testing.assert_array_equal, final_arrays(workdir), final_arrays(reference))
+    assert records(workdir) == records(reference)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """A run that nobody disturbs, in a process of its own."""
+    workdir = tmp_path_factory.mktemp("uninterrupted")
+    done = subprocess.run([*COMMAND, f"--workdir={workdir}"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "Test split, 359 images, after 2 epochs:" in done.stdout
+    assert "Traceback" not in done.stderr
+    return workdir
+
+
+def test_what_a_run_leaves(uninterrupted):
+    found = records(uninterrupted)
+    assert [r["step"] for r in found if r["split"] == "train"] == [5, 10, 13, 18, 23, 25]
+    assert [(r["step"], r["epoch"]) for r in found if r["split"] == "validation"] == [(13, 1), (25, 2)]
+    assert [(r["step"], r["epoch"]) for r in found if r["split"] == "test"] == [(25, 2)]
+    for record in found:
+        assert {"loss", "accuracy", "precision", "recall", "f1", "threshold_precision", "threshold_recall"} <= set(
+            record
+        )
+    config = json.loads((uninterrupted / "config.json").read_text())
+    assert config["batch_size"] == 16
+    assert list((uninterrupted / "tensorboard").glob("events.*"))
+    with ocp.CheckpointManager(uninterrupted / "checkpoints", item_names=("metadata",)) as manager:
+        metadata = manager.restore(TOTAL, args=ocp.args.Composite(metadata=ocp.args.JsonRestore()))["metadata"]
+    assert metadata["class_names"] == list("0123456789")
+    assert metadata["preprocessing"]["image_size"] == 8
+    assert metadata["config"] == config
+
+
+def test_killed_in_the_middle_of_an_epoch_by_sigkill(uninterrupted, tmp_path):
+    """kill -9 once the first checkpoint inside the first epoch is there; then the same command again."""
+    command = [*COMMAND, f"--workdir={tmp_path}", "--config.checkpoint.minutes=0.00001"]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "checkpoints" / "5" / "sha256.json").exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.005)
+    process.kill()
+    process.wait()
+    latest = max(int(p.name) for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit())
+    assert 5 <= latest < TOTAL
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert f"Going on from step {latest} of {TOTAL}." in done.stderr
+    assert_same_run(tmp_path, uninterrupted)
+
+
+@pytest.mark.parametrize(
+    "chunk, number", [(1, signal.SIGTERM), (2, signal.SIGINT), (3, signal.SIGTERM), (5, signal.SIGINT)]
+)
+def test_stopped_after_any_chunk(uninterrupted, tmp_path, small_config, monkeypatch, capsys, chunk, number):
+    update, count = Progress.update, 0
+
+    def interrupting(self, step, values):
+        nonlocal count
+        count += 1
+        if count == chunk:
+            os.kill(os.getpid(), number)
+        return update(self, step, values)
+
+    monkeypatch.setattr(Progress, "update", interrupting)
+    step = [5, 10, 13, 18, 23, 25][chunk - 1]
+    assert train(small_config, str(tmp_path)) == 128 + number
+    assert f"Stopped at step {step}, which is saved" in capsys.readouterr().err
+    assert train(small_config, str(tmp_path)) == 0
+    assert_same_run(tmp_path, uninterrupted)
+
+
+def test_a_finished_run_is_not_trained_or_scored_again(uninterrupted, small_config, monkeypatch, capsys):
+    lines = (uninterrupted / "metrics.jsonl").read_text()
+    monkeypatch.setattr(Trainer, "update", None)
+    monkeypatch.setattr(Trainer, "evaluate", None)
+    assert train(small_config, str(uninterrupted)) == 0
+    assert "Test split, 359 images" in capsys.readouterr().out
+    assert (uninterrupted / "metrics.jsonl").read_text() == lines
+
+
+def test_another_configuration_is_refused_and_nothing_is_lost(uninterrupted, small_config):
+    before = final_arrays(uninterrupted)
+    small_config.batch_size = 32
+    with pytest.raises(UserError, match=r"holds another run: config\.batch_size is 16 there and 32 here"):
+        train(small_config, str(uninterrupted))
+    jax.tree.map(np.testing.assert_array_equal, final_arrays(uninterrupted), before)
+
+
+def test_the_size_of_chunks_changes_no_number(uninterrupted, tmp_path, small_config):
+    small_config.steps_per_call = 100
+    assert train(small_config, str(tmp_path)) == 0
+    jax.tree.map(np.testing.assert_array_equal, final_arrays(tmp_path), final_arrays(uninterrupted))
+
+
+def test_seeds_differ(uninterrupted, tmp_path, small_config):
+    small_config.seed = 1
+    assert train(small_config, str(tmp_path)) == 0
+    assert records(tmp_path)[0]["loss"] != records(uninterrupted)[0]["loss"]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_is_not_saved(tmp_path, small_config):
+    small_config.optimizer.learning_rate = 1e30
+    with pytest.raises(UserError, match=r"The loss is nan between steps 0 and 5.*on_nan=continue"):
+        train(small_config, str(tmp_path))
+    assert not [path for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()]
+    small_config.on_nan = "continue"
+    assert train(small_config, str(tmp_path / "seen_through")) == 0
+    assert records(tmp_path / "seen_through")[-1]["loss"] is None
+
+
+def test_without_validation_and_with_diagnostics(tmp_path, small_config):
+    small_config.data.validation = 0.0
+    small_config.diagnostics = True
+    small_config.epochs = 1
+    assert train(small_config, str(tmp_path)) == 0
+    found = records(tmp_path)
+    assert {record["split"] for record in found} == {"train", "test"}
+    assert {"grad_norm/conv1_1", "dead_relu/dense1"} <= set(found[0])
+
+
+def test_trains_on_photographs(tmp_path, small_config, photographs):
+    paths = [f"{label}/{i}.png" for label in ("cat", "dog") for i in range(20)]
+    small_config.data.update({"name": "folder", "dir": str(photographs(*paths)), "train_examples": 0, "validation": 8})
+    assert train(small_config, str(tmp_path / "run")) == 0
+    assert records(tmp_path / "run")[-1]["split"] == "test"
+
+
+def test_trainer_evaluates_the_split_that_it_is_asked_for(small_config):
+    trainer = Trainer(small_config, data.load(small_config.data))
+    scores = {
+        split: trainer.evaluate(trainer.init_state().variables, split) for split in ("train", "validation", "test")
+    }
+    assert len({values["loss"] for values in scores.values()}) == 3
+
+
+def test_main_imports_no_tensorflow(command, tmp_path):
+    """Neither training nor reading a tfds data set: an import would raise."""
+    code = """
+import importlib.abc, importlib.machinery, runpy, sys
+class Blocker(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("tensorflow", "keras"):
+            return importlib.machinery.ModuleSpec(name, self)
+    def exec_module(self, module):
+        raise AssertionError(f"{module.__name__} must not be imported")
+sys.meta_path.insert(0, Blocker())
+import cnn_jax.data.tfds_source
+sys.argv[0] = "main"
+runpy.run_module("cnn_jax.main", run_name="__main__")
+"""
+    arguments = ["--config=tests/small_config.py", f"--workdir={tmp_path}", "--config.epochs=1"]
+    done = command("main", *arguments, code=code)
+    assert done.returncode == 0, done.stderr
