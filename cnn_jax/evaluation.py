@@ -39,12 +39,15 @@ def make_evaluator(
       `[n]`}.
     """
     eval_step = make_eval_step(model, preprocess=preprocess)
-    chunk = make_chunk(lambda metrics, row, arrays, variables: metrics.merge(eval_step(variables, gather(arrays, row))))
+
+    def score(row, arrays, variables):
+        return eval_step(variables, gather(arrays, row))
+
+    chunk = make_chunk(lambda metrics, *arguments: metrics.merge(score(*arguments)))
 
     def evaluate(variables: PyTree, arrays: dict[str, jax.Array]) -> Classification:
         rows = padded_batches(len(arrays["label"]), batch_size)
         first = jax.tree.map(lambda x: x[0], rows)
-        shapes = jax.eval_shape(lambda row, v, a: eval_step(v, gather(a, row)), first, variables, arrays)
-        return chunk(zeros_like(shapes), rows, arrays, variables)
+        return chunk(zeros_like(jax.eval_shape(score, first, arrays, variables)), rows, arrays, variables)
 
     return evaluate

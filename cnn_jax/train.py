@@ -145,12 +145,15 @@ class Trainer:
             diagnostics=config.diagnostics,
         )
 
-        def body(carry, row, arrays, key):
+        def one_step(state, row, arrays, key):
+            return train_step(state, step.gather(arrays, row), key)
+
+        def body(carry, *arguments):
             state, metrics = carry
-            state, update = train_step(state, step.gather(arrays, row), key)
+            state, update = one_step(state, *arguments)
             return state, metrics.merge(update)
 
-        self._train_step, self._chunk = train_step, make_chunk(body)
+        self._one_step, self._chunk = one_step, make_chunk(body)
         self._evaluate = make_evaluator(self.model, preprocess, config.eval_batch_size)
         self._summarise = jax.jit(summarise)
 
@@ -166,14 +169,11 @@ class Trainer:
         """
         stop = self.schedule.next_stop(now)
         rows = self.schedule.rows(self._seed, now, stop)
-        metrics = self._empty_metrics(state, rows)
-        state, metrics = self._chunk((state, metrics), rows, self._arrays["train"], self._key)
+        first, arrays = jax.tree.map(lambda x: x[0], rows), self._arrays["train"]
+        _, shapes = jax.eval_shape(self._one_step, state, first, arrays, self._key)
+        state, metrics = self._chunk((state, zeros_like(shapes)), rows, arrays, self._key)
         values = self._fetch(metrics) | {"learning_rate": float(self._learning_rate(stop - 1))}
         return stop, state, values
-
-    def _empty_metrics(self, state: step.TrainState, rows: dict[str, Any]) -> Any:
-        batch = step.gather(self._arrays["train"], jax.tree.map(lambda x: x[0], rows))
-        return zeros_like(jax.eval_shape(self._train_step, state, batch, self._key)[1])
 
     def evaluate(self, variables: PyTree, split: str) -> dict[str, float]:
         """Scores the network on "train", "validation" or "test", every image once; empty where there are none."""
