@@ -48,6 +48,8 @@ def run(main: Callable[[], int | None], required: Sequence[str] = ()) -> None:
             return main()
         except UserError as error:
             return _fail(error)
+        except KeyboardInterrupt:
+            return _fail("Interrupted.") + 129  # 128 + SIGINT, as shells have it
 
     app.run(guarded, flags_parser=parse)
 

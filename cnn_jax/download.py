@@ -11,7 +11,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from cnn_jax.errors import UserError
 
-CONNECT_SECONDS = 10
+CONNECT_SECONDS = 8
 _BLOCK = 1 << 20
 
 
@@ -27,7 +27,7 @@ def fetch(url: str, path: Path, sha256: str, remedy: str) -> Path:
       remedy: the end of the error message: what to do where there is no network.
 
     Raises:
-      UserError: no answer within some 10 seconds, or the content is not what it should be.
+      UserError: no answer within `CONNECT_SECONDS`, or the content is not what it should be.
     """
     if path.exists():
         return path
@@ -104,7 +104,7 @@ def _open(url: str, have: int):
     # A thread, because no time-out of urllib bounds the look-up of a name, which can take a minute.
     thread = threading.Thread(target=connect, daemon=True)
     thread.start()
-    thread.join(CONNECT_SECONDS + 2)
+    thread.join(CONNECT_SECONDS + 1)
     if not result:
         raise TimeoutError(f"no answer in {CONNECT_SECONDS} seconds")
     if isinstance(result[0], Exception):

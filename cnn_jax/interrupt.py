@@ -1,5 +1,6 @@
 """Ctrl-C and SIGTERM as a request to stop at the next good moment."""
 
+import os
 import signal
 from types import FrameType
 
@@ -25,6 +26,7 @@ class Interrupt:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         del frame
+        os.write(2, b"\nStopping after these steps; once more stops at once, and loses them.\n")
         self.signal = signal.Signals(number)
         for each in self._previous:
             signal.signal(each, signal.SIG_DFL)

@@ -211,7 +211,8 @@ def _score_test(trainer: Trainer, folder: Path, state: step.TrainState, summarie
         summaries.record(end, epochs, "test", scores)
     print(f"Test split, {len(trainer.dataset.test):,} images, after {epochs} epochs:")
     for name in NAMES:
-        print(f"  {name:<20} {scores[name]:.4f}")
+        value = math.nan if scores[name] is None else scores[name]  # JSON has no NaN
+        print(f"  {name:<20} {value:.4f}")
     print(f"Workdir: {folder}")
 
 

@@ -146,6 +146,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_is_not_saved(tmp_path, smal
     small_config.on_nan = "continue"
     assert train(small_config, str(tmp_path / "seen_through")) == 0
     assert records(tmp_path / "seen_through")[-1]["loss"] is None
+    assert train(small_config, str(tmp_path / "seen_through")) == 0
 
 
 def test_without_validation_and_with_diagnostics(tmp_path, small_config):

@@ -1,6 +1,7 @@
 """Data sets of tensorflow-datasets, read without TensorFlow: array_record files at random access."""
 
 import difflib
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -23,34 +24,35 @@ def load(name: str, directory: str, image_size: int) -> tuple[EncodedSource, Enc
       UserError: no such data set, not prepared as array_record, or not for image classification.
     """
     builder = _builder(name, directory)
-    features = builder.info.features
     image_key, label_key = _keys(name, builder.info)
-    shape = features[image_key].shape
-    size = image_size if None in shape else 0
-    if None in shape and not image_size:
+    differ = None in builder.info.features[image_key].shape
+    if differ and not image_size:
         raise UserError(f"The images of {name} differ in size: set config.data.image_size to make them all one.")
-    splits = list(builder.info.splits)
+    splits = builder.info.splits
     # Where the labels of "test" are not public, tfds calls what papers report on "validation".
-    test_split = next((split for split in ("test", "validation") if split in splits), None)
-    names = tuple(features[label_key].names)
-    sources = []
-    for split in ("train", test_split):
-        if split is None:
-            sources.append(None)
-            continue
-        decoders = {image_key: tfds.decode.SkipDecoding()}
-        records = builder.as_data_source(split=split, decoders=decoders)
+    test = next((split for split in ("test", "validation") if split in splits), None)
+    read = functools.partial(_read, builder, image_key, label_key, image_size if differ else 0)
+    return read("train"), read(test) if test else None
+
+
+def _read(builder: tfds.core.DatasetBuilder, image_key: str, label_key: str, size: int, split: str) -> EncodedSource:
+    """Reads the records of a split, and leaves their images encoded."""
+    try:
+        records = builder.as_data_source(split=split, decoders={image_key: tfds.decode.SkipDecoding()})
         examples = records.__getitems__(list(range(len(records))))
-        sources.append(
-            EncodedSource(
-                class_names=names,
-                labels=np.array([example[label_key] for example in examples], np.int32),
-                items=[example[image_key] for example in examples],
-                names=[f"{builder.data_path}, {split} example {i}" for i in range(len(examples))],
-                size=size,
-            )
-        )
-    return tuple(sources)
+    except Exception as error:  # whatever array_record makes of a damaged file
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{builder.data_path} cannot be read ({reason}): remove it and prepare it again.") from None
+    labels = np.array([example[label_key] for example in examples], np.int32)
+    if (labels < 0).any():
+        raise UserError(f"The labels in the split {split!r} of {builder.name} are not public: it cannot be scored.")
+    return EncodedSource(
+        class_names=tuple(builder.info.features[label_key].names),
+        labels=labels,
+        items=[example[image_key] for example in examples],
+        names=[f"{builder.data_path}, {split} example {i}" for i in range(len(examples))],
+        size=size,
+    )
 
 
 def _builder(name: str, directory: str) -> tfds.core.DatasetBuilder:

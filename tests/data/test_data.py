@@ -154,6 +154,13 @@ class TestCifar10:
         with pytest.raises(UserError, match=r"train example 3"):
             dataset.train.images()
 
+    def test_a_damaged_file_is_named(self, archive):
+        data.load(config(dir=str(archive.parent)))
+        file = archive.parent / "cifar10/3.0.2/cifar10-train.array_record-00000-of-00001"
+        file.write_bytes(file.read_bytes()[:1000])
+        with pytest.raises(UserError, match=r"cifar10/3\.0\.2 cannot be read .*remove it and prepare it again"):
+            data.load(config(dir=str(archive.parent)))
+
     def test_neither_data_nor_network(self, tmp_path, monkeypatch):
         monkeypatch.setattr(cifar10, "URL", "http://127.0.0.1:9/cifar-10-binary.tar.gz")
         start = time.monotonic()
