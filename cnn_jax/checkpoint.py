@@ -14,10 +14,11 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 from absl import logging
+from jaxtyping import PyTree
 from orbax.checkpoint import checkpoint_managers as policies
 
 from cnn_jax.errors import UserError
-from cnn_jax.step import TrainState
+from cnn_jax.state import TrainState
 
 _CHECKSUMS = "sha256.json"
 _SCORE = "score"
@@ -120,10 +121,10 @@ class Checkpoints:
         failed: dict[int, str] = {}
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
-                self._check(step)
+                _verify(self.directory / str(step))
                 restored = self._restore(step, state)
             except Exception as error:  # what damage raises depends on the byte it hit
-                failed[step] = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
+                failed[step] = _reason(error)
                 continue
             self._set_aside(failed)
             return step, restored
@@ -157,15 +158,65 @@ class Checkpoints:
         folder = self.directory / str(step)
         (folder / _CHECKSUMS).write_text(json.dumps(_hash_files(folder), indent=1))
 
-    def _check(self, step: int) -> None:
-        """Raises a `UserError` where a file is not what was written: Orbax notices few flipped bits."""
-        folder = self.directory / str(step)
-        if not (folder / _CHECKSUMS).exists():
-            return  # the process was killed between the commit and the checksums; Orbax' own checks remain
-        expected, actual = json.loads((folder / _CHECKSUMS).read_text()), _hash_files(folder)
-        damaged = sorted(name for name in expected if actual.get(name) != expected[name])
-        if damaged:
-            raise UserError(f"{damaged[0]} is damaged or missing")
+
+def restore_model(directory: Path, step: int | str) -> tuple[int, dict[str, PyTree], dict[str, Any]]:
+    """Reads what inference needs, onto one device, whatever the devices that it was saved from.
+
+    Args:
+      directory: where the steps are; nothing is written there.
+      step: its number, "latest", or "best" by validation accuracy.
+
+    Returns:
+      The step, the variables {params, batch_stats} and the metadata.
+
+    Raises:
+      UserError: no such step, or it is damaged.
+    """
+    directory = directory.absolute()
+    steps = sorted(int(path.name) for path in directory.iterdir() if path.name.isdigit()) if directory.is_dir() else []
+    if not steps:
+        raise UserError(f"There is no checkpoint in {directory}: train first, or take another --workdir.")
+    number = {"latest": steps[-1], "best": _best(directory, steps)}.get(step, step)
+    if number not in steps:
+        raise UserError(
+            f"There is no step {step} in {directory}; it has {', '.join(map(str, steps))}, best and latest."
+        )
+    folder = directory / str(number)
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    try:
+        _verify(folder)
+        with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+            model = checkpointer.restore(folder / "model", args=ocp.args.StandardRestore(fallback_sharding=sharding))
+        metadata = json.loads((folder / "metadata" / "metadata").read_text())
+    except Exception as error:  # what damage raises depends on the byte it hit
+        raise UserError(
+            f"The checkpoint of step {number} in {directory} cannot be read ({_reason(error)}). Take another step of "
+            f"{', '.join(map(str, steps))}."
+        ) from None
+    return number, model, metadata
+
+
+def _best(directory: Path, steps: list[int]) -> int:
+    """The step with the highest score; the latest where none was scored, and of equals."""
+    scores = {}
+    for step in steps:
+        path = directory / str(step) / "metrics" / "metrics"
+        scores[step] = json.loads(path.read_text())[_SCORE] if path.exists() else -math.inf
+    return max(steps, key=lambda step: (scores[step], step))
+
+
+def _verify(folder: Path) -> None:
+    """Raises a `UserError` where a file is not what was written: Orbax notices few flipped bits."""
+    if not (folder / _CHECKSUMS).exists():
+        return  # the process was killed between the commit and the checksums; Orbax' own checks remain
+    expected, actual = json.loads((folder / _CHECKSUMS).read_text()), _hash_files(folder)
+    damaged = sorted(name for name in expected if actual.get(name) != expected[name])
+    if damaged:
+        raise UserError(f"{damaged[0]} is damaged or missing")
+
+
+def _reason(error: Exception) -> str:
+    return str(error).splitlines()[0][:300] if str(error) else type(error).__name__
 
 
 def _hash_files(folder: Path) -> dict[str, str]:

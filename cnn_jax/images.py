@@ -58,8 +58,17 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def square(image: Image.Image, size: int) -> Image.Image:
-    """Cuts out the largest centred square and resizes it to `size` x `size` pixels, antialiased."""
-    if image.size == (size, size):
+def fit(image: Image.Image, height: int, width: int, how: str = "crop") -> Image.Image:
+    """Makes an image this size, antialiased.
+
+    Args:
+      image: RGB.
+      height: in pixels.
+      width: in pixels.
+      how: "crop" cuts out the largest centred part of the wanted shape; "pad" adds black bars instead; "stretch"
+        gives up the aspect ratio.
+    """
+    if image.size == (width, height):
         return image
-    return ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
+    method = {"crop": ImageOps.fit, "pad": ImageOps.pad, "stretch": Image.Image.resize}[how]
+    return method(image, (width, height), Image.Resampling.BICUBIC)

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import Any, TypedDict
 
 import flax.linen as nn
-import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
@@ -19,6 +18,7 @@ from cnn_jax import rng
 from cnn_jax.augment import Augmentation
 from cnn_jax.metrics import Classification, TrainMetrics
 from cnn_jax.preprocess import Preprocessing
+from cnn_jax.state import TrainState
 
 
 class Batch(TypedDict):
@@ -41,20 +41,6 @@ def gather(arrays: dict[str, Any], row: dict[str, Any]) -> Batch:
         "label": arrays["label"][row["index"]],
         "mask": row["mask"],
     }
-
-
-class TrainState(flax.struct.PyTreeNode):
-    """All that training changes. Whatever is random follows from the seed and `step`, so no key is kept."""
-
-    step: PyTree  # int32 []
-    params: PyTree
-    batch_stats: PyTree
-    opt_state: PyTree
-
-    @property
-    def variables(self) -> dict[str, PyTree]:
-        """What the network is applied with."""
-        return {"params": self.params, "batch_stats": self.batch_stats}
 
 
 def init_state(

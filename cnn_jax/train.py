@@ -133,6 +133,7 @@ class Trainer:
         self.metadata = {
             "config": config.to_dict(),
             "class_names": list(dataset.class_names),
+            "input_size": list(self._arrays["train"]["image"].shape[1:3]),
             "preprocessing": dataclasses.asdict(preprocess),
         }
 

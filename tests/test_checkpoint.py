@@ -1,6 +1,5 @@
 """What is kept, what is restored, and what happens when a disk lies."""
 
-import gc
 import json
 import math
 
@@ -8,13 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import orbax.checkpoint as ocp
 import pytest
-from jax.sharding import AxisType, NamedSharding, PartitionSpec, SingleDeviceSharding
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from cnn_jax.checkpoint import Checkpoints
+from cnn_jax.checkpoint import Checkpoints, restore_model
 from cnn_jax.errors import UserError
-from cnn_jax.step import TrainState
+from cnn_jax.state import TrainState
 
 METADATA = {"class_names": ["cat", "dog"], "config": {"seed": 0}, "preprocessing": {"image_size": 32}}
 
@@ -87,14 +85,20 @@ def test_saving_a_step_twice_keeps_the_first(tmp_path):
 
 
 def test_inference_reads_model_and_metadata_alone(tmp_path):
-    """Without a template, the optimizer or this module: what is on disk explains itself."""
     with Checkpoints(tmp_path, METADATA) as checkpoints:
-        checkpoints.save(3, make_state(3))
-    with ocp.CheckpointManager(tmp_path, item_names=("model", "metadata")) as manager:
-        model = ocp.args.StandardRestore(fallback_sharding=SingleDeviceSharding(jax.devices()[0]))
-        items = manager.restore(3, args=ocp.args.Composite(model=model, metadata=ocp.args.JsonRestore()))
-    assert_equal(items["model"], {"params": make_state(3).params, "batch_stats": make_state(3).batch_stats})
-    assert items["metadata"] == METADATA
+        for step, score in [(3, 0.9), (4, 0.1), (5, 0.9), (6, math.nan)]:
+            checkpoints.save(step, make_state(step), score)
+    for asked, step in [("best", 5), ("latest", 6), (6, 6)]:
+        number, model, metadata = restore_model(tmp_path, asked)
+        assert number == step and metadata == METADATA
+        assert_equal(model, {"params": make_state(step).params, "batch_stats": make_state(step).batch_stats})
+    with pytest.raises(UserError, match=r"no step 4.*5, 6, best and latest"):
+        restore_model(tmp_path, 4)
+    with pytest.raises(UserError, match="no checkpoint in"):
+        restore_model(tmp_path / "nothing", "best")
+    damage(tmp_path, 6)
+    with pytest.raises(UserError, match=r"step 6 .* cannot be read .*damaged or missing"):
+        restore_model(tmp_path, "latest")
 
 
 def test_saved_on_four_devices_restored_on_one(tmp_path):
@@ -139,14 +143,11 @@ def test_all_damaged_is_an_error_and_nothing_is_deleted(tmp_path):
         checkpoints.restore(make_state(0))
 
 
-# Orbax leaves coroutines behind when a restore fails; they are collected here, so that no other test is blamed.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::RuntimeWarning")
 def test_another_network_is_an_error(tmp_path):
     with Checkpoints(tmp_path, METADATA) as checkpoints:
         checkpoints.save(1, make_state(1))
         with pytest.raises(UserError, match="None of the 1 checkpoints"):
             checkpoints.restore(make_state(0, size=301))
-    gc.collect()
 
 
 def test_a_save_that_was_killed_is_ignored(tmp_path):

@@ -109,8 +109,14 @@ def test_missing_files_text_and_bombs_are_named(tmp_path, monkeypatch, rgb):
         images.decode(encode(Image.fromarray(rgb)), "bomb.png")
 
 
-def test_square_keeps_the_centre(rgb):
+def test_fit():
     wide = np.zeros((4, 10, 3), np.uint8)
     wide[:, 3:7] = 200
-    assert (np.asarray(images.square(Image.fromarray(wide), 4)) == 200).all()
-    assert images.square(Image.fromarray(wide), 16).size == (16, 16)
+    image = Image.fromarray(wide)
+    assert images.fit(image, 4, 10) is image
+    assert (np.asarray(images.fit(image, 4, 4)) == 200).all()
+    assert images.fit(image, 16, 8).size == (8, 16)
+    padded = np.asarray(images.fit(image, 10, 10, "pad"))
+    assert (padded[:3] == 0).all() and (padded[7:] == 0).all() and (padded[3:7] == wide).all()
+    stretched = np.asarray(images.fit(image, 4, 4, "stretch"))
+    assert stretched[0, 0, 0] < 40 and stretched[0, 1, 0] > 100

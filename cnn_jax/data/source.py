@@ -83,7 +83,7 @@ class EncodedSource:
 
     def _decode(self, index: int) -> np.ndarray:
         image = images.decode(self.items[index], self.names[index])
-        return np.asarray(images.square(image, self.size) if self.size else image)
+        return np.asarray(images.fit(image, self.size, self.size) if self.size else image)
 
 
 @dataclasses.dataclass(frozen=True)
