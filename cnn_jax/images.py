@@ -35,7 +35,7 @@ def decode(file: Any, name: str | None = None) -> Image.Image:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(source) as image:
                 image.load()
-                return _to_rgb(ImageOps.exif_transpose(image))
+                return to_rgb(image)
     except FileNotFoundError:
         raise UserError(f"{name}: no such file.") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
@@ -45,7 +45,9 @@ def decode(file: Any, name: str | None = None) -> Image.Image:
         raise UserError(f"{name}: {reason}. Replace or remove the file.") from None
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Makes an image RGB and upright: see `decode`."""
+    image = ImageOps.exif_transpose(image)
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         # Pillow clips 16-bit grey to 8 bits instead of scaling it. 32-bit integers hold 16-bit data in PNG files.
         pixels = np.asarray(image).astype(np.float64)

@@ -27,6 +27,11 @@ class Preprocessing:
         """Builds it from `config.data`."""
         return cls(config.image_size, tuple(config.mean), tuple(config.std))
 
+    @classmethod
+    def from_metadata(cls, fields: dict[str, Any]) -> "Preprocessing":
+        """Builds it from what `dataclasses.asdict` gave, after a passage through JSON."""
+        return cls(fields["image_size"], tuple(fields["mean"]), tuple(fields["std"]))
+
     def scale(self, images: UInt8[Array, "batch height width 3"]) -> Float[Array, "batch size_h size_w 3"]:
         """Resizes (bilinear, antialiased) and scales to [0, 1]. Augmentation stands after this."""
         images = images.astype(jnp.float32) / 255

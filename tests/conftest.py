@@ -33,6 +33,17 @@ def small_config():
     return config_lib.load(ROOT / "tests" / "small_config.py")
 
 
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """The workdir of a finished run of `small_config`, trained in a process of its own and disturbed by nobody."""
+    workdir = tmp_path_factory.mktemp("trained")
+    command = [sys.executable, "-m", "cnn_jax.main", "--config=tests/small_config.py", f"--workdir={workdir}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "Test split, 359 images, after 2 epochs:" in done.stdout
+    assert "Traceback" not in done.stderr
+    return workdir
+
+
 @pytest.fixture
 def photographs(tmp_path):
     """Makes folders of photographs: `photographs("train/cat/1.png", ...)` returns the root."""

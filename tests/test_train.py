@@ -42,18 +42,8 @@ def assert_same_run(workdir, reference):
     assert records(workdir) == records(reference)
 
 
-@pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory):
-    """A run that nobody disturbs, in a process of its own."""
-    workdir = tmp_path_factory.mktemp("uninterrupted")
-    done = subprocess.run([*COMMAND, f"--workdir={workdir}"], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert "Test split, 359 images, after 2 epochs:" in done.stdout
-    assert "Traceback" not in done.stderr
-    return workdir
-
-
-def test_what_a_run_leaves(uninterrupted):
-    found = records(uninterrupted)
+def test_what_a_run_leaves(trained):
+    found = records(trained)
     assert [r["step"] for r in found if r["split"] == "train"] == [5, 10, 13, 18, 23, 25]
     assert [(r["step"], r["epoch"]) for r in found if r["split"] == "validation"] == [(13, 1), (25, 2)]
     assert [(r["step"], r["epoch"]) for r in found if r["split"] == "test"] == [(25, 2)]
@@ -61,17 +51,17 @@ def test_what_a_run_leaves(uninterrupted):
         assert {"loss", "accuracy", "precision", "recall", "f1", "threshold_precision", "threshold_recall"} <= set(
             record
         )
-    config = json.loads((uninterrupted / "config.json").read_text())
+    config = json.loads((trained / "config.json").read_text())
     assert config["batch_size"] == 16
-    assert list((uninterrupted / "tensorboard").glob("events.*"))
-    with ocp.CheckpointManager(uninterrupted / "checkpoints", item_names=("metadata",)) as manager:
+    assert list((trained / "tensorboard").glob("events.*"))
+    with ocp.CheckpointManager(trained / "checkpoints", item_names=("metadata",)) as manager:
         metadata = manager.restore(TOTAL, args=ocp.args.Composite(metadata=ocp.args.JsonRestore()))["metadata"]
     assert metadata["class_names"] == list("0123456789")
     assert metadata["preprocessing"]["image_size"] == 8
     assert metadata["config"] == config
 
 
-def test_killed_in_the_middle_of_an_epoch_by_sigkill(uninterrupted, tmp_path):
+def test_killed_in_the_middle_of_an_epoch_by_sigkill(trained, tmp_path):
     """kill -9 once the first checkpoint inside the first epoch is there; then the same command again."""
     command = [*COMMAND, f"--workdir={tmp_path}", "--config.checkpoint.minutes=0.00001"]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
@@ -85,13 +75,13 @@ def test_killed_in_the_middle_of_an_epoch_by_sigkill(uninterrupted, tmp_path):
     assert 5 <= latest < TOTAL
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert f"Going on from step {latest} of {TOTAL}." in done.stderr
-    assert_same_run(tmp_path, uninterrupted)
+    assert_same_run(tmp_path, trained)
 
 
 @pytest.mark.parametrize(
     "chunk, number", [(1, signal.SIGTERM), (2, signal.SIGINT), (3, signal.SIGTERM), (5, signal.SIGINT)]
 )
-def test_stopped_after_any_chunk(uninterrupted, tmp_path, small_config, monkeypatch, capsys, chunk, number):
+def test_stopped_after_any_chunk(trained, tmp_path, small_config, monkeypatch, capsys, chunk, number):
     update, count = Progress.update, 0
 
     def interrupting(self, step, values):
@@ -106,36 +96,36 @@ def test_stopped_after_any_chunk(uninterrupted, tmp_path, small_config, monkeypa
     assert train(small_config, str(tmp_path)) == 128 + number
     assert f"Stopped at step {step}, which is saved" in capsys.readouterr().err
     assert train(small_config, str(tmp_path)) == 0
-    assert_same_run(tmp_path, uninterrupted)
+    assert_same_run(tmp_path, trained)
 
 
-def test_a_finished_run_is_not_trained_or_scored_again(uninterrupted, small_config, monkeypatch, capsys):
-    lines = (uninterrupted / "metrics.jsonl").read_text()
+def test_a_finished_run_is_not_trained_or_scored_again(trained, small_config, monkeypatch, capsys):
+    lines = (trained / "metrics.jsonl").read_text()
     monkeypatch.setattr(Trainer, "update", None)
     monkeypatch.setattr(Trainer, "evaluate", None)
-    assert train(small_config, str(uninterrupted)) == 0
+    assert train(small_config, str(trained)) == 0
     assert "Test split, 359 images" in capsys.readouterr().out
-    assert (uninterrupted / "metrics.jsonl").read_text() == lines
+    assert (trained / "metrics.jsonl").read_text() == lines
 
 
-def test_another_configuration_is_refused_and_nothing_is_lost(uninterrupted, small_config):
-    before = final_arrays(uninterrupted)
+def test_another_configuration_is_refused_and_nothing_is_lost(trained, small_config):
+    before = final_arrays(trained)
     small_config.batch_size = 32
     with pytest.raises(UserError, match=r"holds another run: config\.batch_size is 16 there and 32 here"):
-        train(small_config, str(uninterrupted))
-    jax.tree.map(np.testing.assert_array_equal, final_arrays(uninterrupted), before)
+        train(small_config, str(trained))
+    jax.tree.map(np.testing.assert_array_equal, final_arrays(trained), before)
 
 
-def test_the_size_of_chunks_changes_no_number(uninterrupted, tmp_path, small_config):
+def test_the_size_of_chunks_changes_no_number(trained, tmp_path, small_config):
     small_config.steps_per_call = 100
     assert train(small_config, str(tmp_path)) == 0
-    jax.tree.map(np.testing.assert_array_equal, final_arrays(tmp_path), final_arrays(uninterrupted))
+    jax.tree.map(np.testing.assert_array_equal, final_arrays(tmp_path), final_arrays(trained))
 
 
-def test_seeds_differ(uninterrupted, tmp_path, small_config):
+def test_seeds_differ(trained, tmp_path, small_config):
     small_config.seed = 1
     assert train(small_config, str(tmp_path)) == 0
-    assert records(tmp_path)[0]["loss"] != records(uninterrupted)[0]["loss"]
+    assert records(tmp_path)[0]["loss"] != records(trained)[0]["loss"]
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_is_not_saved(tmp_path, small_config):

@@ -23,4 +23,6 @@ def build(config: Any, num_classes: int, dtype: str = "float32", axis_name: str 
     """
     fields = dict(config)
     network = MODELS[fields.pop("name")]
+    # JSON has lists for tuples, and linen wants fields that can be hashed.
+    fields = {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
     return network(num_classes=num_classes, dtype=DTYPES[dtype], axis_name=axis_name, **fields)

@@ -1,0 +1,138 @@
+"""Answers from a trained network: a workdir, or one exported file, and any images.
+
+from cnn_jax.inference import load_classifier
+classifier = load_classifier("runs/batchnorm")
+probabilities = classifier(["cat.jpg", "dog.png"])      # [2, classes]
+"""
+
+import dataclasses
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, UInt8
+from PIL import Image
+
+from cnn_jax import images as image_files
+from cnn_jax import models
+from cnn_jax.checkpoint import restore_model
+from cnn_jax.errors import UserError
+from cnn_jax.preprocess import Preprocessing
+
+# Compiling takes seconds, so a few sizes are compiled and batches are filled up to the next.
+BATCH_SIZES = (1, 16, 128)
+FITS = ("crop", "stretch", "pad")
+
+Photograph = Any  # a path, a PIL image, or uint8 [height, width, 3]
+
+
+@dataclasses.dataclass(frozen=True)
+class Classifier:
+    """A trained network with all that it needs to answer.
+
+    Attributes:
+      class_names: one a column of the probabilities.
+      input_size: height and width of the images that `log_probabilities` takes.
+      preprocessing: what it does to them; the very function that training used.
+      log_probabilities: uint8 `[batch, height, width, 3]` to float32 `[batch, classes]`; compiled for each batch size.
+      source: where it came from, for people.
+      step: the training step of its parameters.
+      metadata: JSON: the configuration and the rest of what the run recorded.
+      model: the network and its variables, where it was restored from a workdir; None where it was exported.
+    """
+
+    class_names: tuple[str, ...]
+    input_size: tuple[int, int]
+    preprocessing: Preprocessing
+    log_probabilities: Callable[[Any], Any]
+    source: str
+    step: int
+    metadata: dict[str, Any]
+    model: tuple[Any, Any] | None = None
+
+    def __call__(
+        self, images: Sequence[Photograph] | np.ndarray, *, fit: str = "crop", mirror: bool = False
+    ) -> Float[np.ndarray, "n classes"]:
+        """Returns the probabilities of the classes.
+
+        Args:
+          images: uint8 `[n, height, width, 3]`, or a sequence of paths, PIL images and uint8 arrays
+            `[height, width, 3]`, of any size.
+          fit: how an image of another shape becomes the network's: "crop", "stretch" or "pad" (see
+            `cnn_jax.images.fit`).
+          mirror: average the probabilities over the image and its mirror image.
+
+        Raises:
+          UserError: an image cannot be read; it names the file.
+        """
+        pixels = self.fit(images, fit)
+        probabilities = np.exp(self.score(pixels))
+        if mirror:
+            probabilities = (probabilities + np.exp(self.score(pixels[:, :, ::-1]))) / 2
+        return probabilities
+
+    def fit(self, images: Sequence[Photograph] | np.ndarray, how: str = "crop") -> UInt8[np.ndarray, "n h w 3"]:
+        """Returns the images at `input_size`: what `score` takes."""
+        if isinstance(images, np.ndarray) and images.ndim == 4 and images.shape[1:3] == self.input_size:
+            return images
+        fitted = [np.asarray(image_files.fit(_open(image), *self.input_size, how)) for image in images]
+        return np.stack(fitted) if fitted else np.zeros((0, *self.input_size, 3), np.uint8)
+
+    def score(self, pixels: UInt8[np.ndarray, "n h w 3"]) -> Float[np.ndarray, "n classes"]:
+        """Returns logarithms of probabilities; images go to the device in batches of a few fixed sizes."""
+        results = [np.zeros((0, len(self.class_names)), np.float32)]
+        for start in range(0, len(pixels), BATCH_SIZES[-1]):
+            part = pixels[start : start + BATCH_SIZES[-1]]
+            size = next(size for size in BATCH_SIZES if size >= len(part))
+            padded = np.concatenate([part, np.zeros((size - len(part), *part.shape[1:]), np.uint8)])
+            results.append(np.asarray(self.log_probabilities(padded))[: len(part)])
+        return np.concatenate(results)
+
+
+def load_classifier(source: str | os.PathLike, *, step: int | str = "best") -> Classifier:
+    """Loads a classifier; no optimizer, no data set and no training code is touched.
+
+    Args:
+      source: a workdir.
+      step: which checkpoint of a workdir: a number, "latest", or "best" by validation accuracy.
+
+    Raises:
+      UserError: nothing is there, or it is damaged.
+    """
+    path = Path(source).expanduser()
+    if not path.is_dir():
+        raise UserError(f"There is no workdir {path}: train one with python -m cnn_jax.main --workdir={path} ...")
+    number, variables, metadata = restore_model(path / "checkpoints", step)
+    config, preprocessing = metadata["config"], Preprocessing.from_metadata(metadata["preprocessing"])
+    model = models.build(config["model"], len(metadata["class_names"]), config["dtype"])
+    return Classifier(
+        class_names=tuple(metadata["class_names"]),
+        input_size=tuple(metadata["input_size"]),
+        preprocessing=preprocessing,
+        log_probabilities=jax.jit(make_scorer(model, variables, preprocessing)),
+        source=str(path),
+        step=number,
+        metadata=metadata,
+        model=(model, variables),
+    )
+
+
+def make_scorer(model: Any, variables: Any, preprocessing: Preprocessing) -> Callable[[Any], Any]:
+    """Returns the function from stored images, uint8, to logarithms of probabilities."""
+
+    def log_probabilities(images):
+        return jax.nn.log_softmax(model.apply(variables, preprocessing(jnp.asarray(images)), train=False))
+
+    return log_probabilities
+
+
+def _open(image: Photograph) -> Image.Image:
+    if isinstance(image, Image.Image):
+        return image_files.to_rgb(image)
+    if isinstance(image, np.ndarray):
+        return Image.fromarray(image)
+    return image_files.decode(image)
