@@ -105,7 +105,7 @@ MODEL_RULES = {
 }
 
 # What changes where a run finds things or how often it reports, but no number that it computes.
-_FREE = ("data.dir", "steps_per_call", "tensorboard", "checkpoint.epochs", "checkpoint.minutes")
+FREE = ("data.dir", "steps_per_call", "tensorboard", "checkpoint.epochs", "checkpoint.minutes")
 
 
 def load(path: str | Path) -> ConfigDict:
@@ -205,7 +205,7 @@ def check_same(config: ConfigDict, path: Path) -> None:
     differ = [
         f"config.{key} is {held.get(key)!r} there and {asked.get(key)!r} here"
         for key in [*asked, *(key for key in held if key not in asked)]
-        if key not in _FREE and held.get(key) != asked.get(key)
+        if key not in FREE and held.get(key) != asked.get(key)
     ]
     if differ:
         more = f", and {len(differ) - 3} more" if len(differ) > 3 else ""

@@ -8,6 +8,7 @@ from absl import flags
 from cnn_jax import cli
 
 _CONFIG = cli.define_config()
+flags.declare_key_flag("config")  # so that --help shows it
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints, metrics and the configuration.")
 
 
