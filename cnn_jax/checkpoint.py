@@ -22,6 +22,7 @@ from cnn_jax.state import TrainState
 
 _CHECKSUMS = "sha256.json"
 _SCORE = "score"
+FINGERPRINT = "data_fingerprint"  # a key of the metadata: a run goes on with the very images that it began with
 
 
 class Checkpoints:
@@ -116,7 +117,7 @@ class Checkpoints:
           state: of the shapes, types and devices to restore to.
 
         Raises:
-          UserError: every step is damaged, or they belong to another network.
+          UserError: every step is damaged, or they belong to another network or to other data.
         """
         failed: dict[int, str] = {}
         for step in sorted(self._manager.all_steps(), reverse=True):
@@ -127,6 +128,7 @@ class Checkpoints:
                 failed[step] = _reason(error)
                 continue
             self._set_aside(failed)
+            self._check_data(step)
             return step, restored
         if failed:
             raise UserError(
@@ -134,6 +136,14 @@ class Checkpoints:
                 f"({failed[max(failed)]}). Move them away to start anew, or take another --workdir."
             )
         return 0, state
+
+    def _check_data(self, step: int) -> None:
+        saved = _read_metadata(self.directory / str(step)).get(FINGERPRINT)
+        if saved != self._metadata.get(FINGERPRINT):
+            raise UserError(
+                f"The training images are not those that the run in {self.directory.parent} began with: bring them "
+                "back, or take another --workdir."
+            )
 
     def _set_aside(self, failed: dict[int, str]) -> None:
         for step, reason in failed.items():
@@ -187,7 +197,7 @@ def restore_model(directory: Path, step: int | str) -> tuple[int, dict[str, PyTr
         _verify(folder)
         with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
             model = checkpointer.restore(folder / "model", args=ocp.args.StandardRestore(fallback_sharding=sharding))
-        metadata = json.loads((folder / "metadata" / "metadata").read_text())
+        metadata = _read_metadata(folder)
     except Exception as error:  # what damage raises depends on the byte it hit
         raise UserError(
             f"The checkpoint of step {number} in {directory} cannot be read ({_reason(error)}). Take another step of "
@@ -203,6 +213,10 @@ def _best(directory: Path, steps: list[int]) -> int:
         path = directory / str(step) / "metrics" / "metrics"
         scores[step] = json.loads(path.read_text())[_SCORE] if path.exists() else -math.inf
     return max(steps, key=lambda step: (scores[step], step))
+
+
+def _read_metadata(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "metadata" / "metadata").read_text())
 
 
 def _verify(folder: Path) -> None:

@@ -1,19 +1,21 @@
 """Training a run: restore, then update, log, evaluate, save, chunk by chunk."""
 
 import dataclasses
+import hashlib
 import math
 import time
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
 from cnn_jax import config as config_lib
 from cnn_jax import data, models, optim, rng, step
 from cnn_jax.augment import Augmentation
-from cnn_jax.checkpoint import Checkpoints
+from cnn_jax.checkpoint import FINGERPRINT, Checkpoints
 from cnn_jax.dispatch import make_chunk
 from cnn_jax.errors import UserError
 from cnn_jax.evaluation import make_evaluator
@@ -135,6 +137,7 @@ class Trainer:
             "class_names": list(dataset.class_names),
             "input_size": list(self._arrays["train"]["image"].shape[1:3]),
             "preprocessing": dataclasses.asdict(preprocess),
+            FINGERPRINT: _fingerprint(self._arrays),
         }
 
         train_step = step.make_train_step(
@@ -219,3 +222,11 @@ def _score_test(trainer: Trainer, folder: Path, state: step.TrainState, summarie
 
 def _on_device(split: data.Split) -> dict[str, jax.Array]:
     return jax.device_put({"image": split.images(), "label": split.labels})
+
+
+def _fingerprint(arrays: dict[str, dict[str, jax.Array]]) -> str:
+    """A hash of the pixels and labels that a run learns and chooses from."""
+    digest = hashlib.blake2b(digest_size=16)
+    for leaf in jax.tree.leaves(arrays):
+        digest.update(np.ascontiguousarray(leaf))
+    return digest.hexdigest()

@@ -156,6 +156,16 @@ def test_trains_on_photographs(tmp_path, small_config, photographs):
     assert records(tmp_path / "run")[-1]["split"] == "test"
 
 
+def test_other_images_are_noticed_when_a_run_goes_on(tmp_path, small_config, photographs):
+    paths = [f"{label}/{i}.png" for label in ("cat", "dog") for i in range(20)]
+    root = photographs(*paths)
+    small_config.data.update({"name": "folder", "dir": str(root), "train_examples": 0, "validation": 8})
+    assert train(small_config, str(tmp_path / "run")) == 0
+    (root / "cat" / "3.png").write_bytes((root / "dog" / "3.png").read_bytes())
+    with pytest.raises(UserError, match=r"not those that the run in .* began with"):
+        train(small_config, str(tmp_path / "run"))
+
+
 def test_trainer_evaluates_the_split_that_it_is_asked_for(small_config):
     trainer = Trainer(small_config, data.load(small_config.data))
     scores = {
