@@ -1,7 +1,7 @@
 """Answers from a trained network: a workdir, or one exported file, and any images.
 
 from cnn_jax.inference import load_classifier
-classifier = load_classifier("runs/batchnorm")
+classifier = load_classifier("runs/batchnorm")            # or what python -m cnn_jax.export wrote
 probabilities = classifier(["cat.jpg", "dog.png"])      # [2, classes]
 """
 
@@ -18,8 +18,6 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 from cnn_jax import images as image_files
-from cnn_jax import models
-from cnn_jax.checkpoint import restore_model
 from cnn_jax.errors import UserError
 from cnn_jax.preprocess import Preprocessing
 
@@ -77,9 +75,15 @@ class Classifier:
 
     def fit(self, images: Sequence[Photograph] | np.ndarray, how: str = "crop") -> UInt8[np.ndarray, "n h w 3"]:
         """Returns the images at `input_size`: what `score` takes."""
-        if isinstance(images, np.ndarray) and images.ndim == 4 and images.shape[1:3] == self.input_size:
-            return images
-        fitted = [np.asarray(image_files.fit(_open(image), *self.input_size, how)) for image in images]
+        if isinstance(images, np.ndarray) and images.ndim == 4:
+            _check_pixels(images)
+            if images.shape[1:3] == self.input_size:
+                return images
+        if isinstance(images, str | os.PathLike | Image.Image) or getattr(images, "ndim", 4) != 4:
+            raise UserError(
+                "The images must be a list, or an array [n, height, width, 3]: put a single one into [...]."
+            )
+        fitted = [_read(image, self.input_size, how) for image in images]
         return np.stack(fitted) if fitted else np.zeros((0, *self.input_size, 3), np.uint8)
 
     def score(self, pixels: UInt8[np.ndarray, "n h w 3"]) -> Float[np.ndarray, "n classes"]:
@@ -97,28 +101,56 @@ def load_classifier(source: str | os.PathLike, *, step: int | str = "best") -> C
     """Loads a classifier; no optimizer, no data set and no training code is touched.
 
     Args:
-      source: a workdir.
+      source: a workdir, or a file that `python -m cnn_jax.export` wrote.
       step: which checkpoint of a workdir: a number, "latest", or "best" by validation accuracy.
 
     Raises:
       UserError: nothing is there, or it is damaged.
     """
     path = Path(source).expanduser()
-    if not path.is_dir():
-        raise UserError(f"There is no workdir {path}: train one with python -m cnn_jax.main --workdir={path} ...")
+    if path.is_dir():
+        return _from_workdir(path, step)
+    if path.exists():
+        return _from_exported(path)
+    raise UserError(f"There is no workdir {path}: train one with python -m cnn_jax.main --workdir={path} ...")
+
+
+def _from_workdir(path: Path, step: int | str) -> Classifier:
+    # Here, because an exported file is answered without Orbax and Flax, which take most of a second to import.
+    from cnn_jax import models
+    from cnn_jax.checkpoint import restore_model
+
     number, variables, metadata = restore_model(path / "checkpoints", step)
     config, preprocessing = metadata["config"], Preprocessing.from_metadata(metadata["preprocessing"])
     model = models.build(config["model"], len(metadata["class_names"]), config["dtype"])
     return Classifier(
-        class_names=tuple(metadata["class_names"]),
-        input_size=tuple(metadata["input_size"]),
-        preprocessing=preprocessing,
+        **_described(path, metadata),
         log_probabilities=jax.jit(make_scorer(model, variables, preprocessing)),
         source=str(path),
         step=number,
-        metadata=metadata,
         model=(model, variables),
     )
+
+
+def _from_exported(path: Path) -> Classifier:
+    from cnn_jax import exported
+
+    header, log_probabilities = exported.read(path)
+    return Classifier(
+        **_described(path, header), log_probabilities=log_probabilities, source=str(path), step=header["step"]
+    )
+
+
+def _described(path: Path, metadata: dict[str, Any]) -> dict[str, Any]:
+    try:
+        return {
+            "class_names": tuple(metadata["class_names"]),
+            "input_size": tuple(metadata["input_size"]),
+            "preprocessing": Preprocessing.from_metadata(metadata["preprocessing"]),
+            "metadata": metadata,
+        }
+    except KeyError as error:
+        raise UserError(f"{path} does not say its {error}: an older cnn_jax made it. Train it anew.") from None
 
 
 def make_scorer(model: Any, variables: Any, preprocessing: Preprocessing) -> Callable[[Any], Any]:
@@ -130,9 +162,19 @@ def make_scorer(model: Any, variables: Any, preprocessing: Preprocessing) -> Cal
     return log_probabilities
 
 
-def _open(image: Photograph) -> Image.Image:
-    if isinstance(image, Image.Image):
-        return image_files.to_rgb(image)
+def _read(image: Photograph, size: tuple[int, int], how: str) -> UInt8[np.ndarray, "h w 3"]:
     if isinstance(image, np.ndarray):
-        return Image.fromarray(image)
-    return image_files.decode(image)
+        _check_pixels(image)
+        image = Image.fromarray(image)
+    if isinstance(image, Image.Image):
+        return np.asarray(image_files.fit(image_files.to_rgb(image), *size, how))
+    return image_files.read(image, *size, how)
+
+
+def _check_pixels(array: np.ndarray) -> None:
+    """Refuses what would be answered wrongly in silence: pixels scaled to [0, 1], channels that are not RGB."""
+    if array.dtype != np.uint8 or array.shape[-1] != 3 or array.ndim not in (3, 4) or not all(array.shape[-3:]):
+        raise UserError(
+            f"An array of images is uint8 [height, width, 3], RGB from 0 to 255; this one is {array.dtype} "
+            f"{list(array.shape)}."
+        )

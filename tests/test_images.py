@@ -104,9 +104,65 @@ def test_missing_files_text_and_bombs_are_named(tmp_path, monkeypatch, rgb):
     (tmp_path / "text.jpg").write_text("not an image")
     with pytest.raises(UserError, match=r"text\.jpg: not an image"):
         images.decode(tmp_path / "text.jpg")
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40)
-    with pytest.raises(UserError, match=r"pixels"):
+    with pytest.raises(UserError, match=r"a folder, not an image"):
+        images.decode(tmp_path)
+    (tmp_path / "empty.png").touch()
+    with pytest.raises(UserError, match=r"empty\.png: empty\. Replace"):
+        images.decode(tmp_path / "empty.png")
+    with pytest.raises(UserError, match=r"null: not a regular file\."):
+        images.decode("/dev/null")
+    monkeypatch.setattr(images, "MAX_BYTES", 100)
+    with pytest.raises(UserError, match=r"a file of more than 0 MiB"):
+        images.decode(encode(Image.fromarray(rgb)))
+    monkeypatch.undo()
+    monkeypatch.setattr(images, "MAX_PIXELS", 40)
+    with pytest.raises(UserError, match=r"bomb\.png: more than 40 pixels"):
         images.decode(encode(Image.fromarray(rgb)), "bomb.png")
+
+
+def test_other_kinds_of_file_are_not_images(rgb):
+    """Pillow reads dozens of formats; what no camera writes is not worth its risk."""
+    for kind in ("ico", "tga", "pcx"):
+        with pytest.raises(UserError, match="not an image that can be read"):
+            images.decode(encode(Image.fromarray(rgb), kind))
+
+
+def test_floating_point_is_scaled_by_the_smallest_white_that_fits():
+    for white in (1, 255, 65535):
+        grey = np.linspace(0, white, 54, dtype=np.float32).reshape(6, 9)
+        expected = np.repeat(np.round(grey * (255 / white))[..., None], 3, -1)
+        np.testing.assert_allclose(read(encode(Image.fromarray(grey), "tiff")), expected, atol=1)
+
+
+def test_upright_once(rgb):
+    """What was turned upright is not turned again when it is given to a classifier."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    once = images.decode(encode(Image.fromarray(rgb), exif=exif))
+    np.testing.assert_array_equal(np.asarray(images.to_rgb(once)), np.asarray(once))
+
+
+def test_an_image_that_is_given_stays_as_it_is(rgb):
+    given = Image.fromarray(rgb)
+    given.info["dpi"] = (72, 72)
+    converted = images.to_rgb(given)
+    converted.paste((0, 0, 0), (0, 0, 9, 6))
+    np.testing.assert_array_equal(np.asarray(given), rgb)
+    assert given.info == {"dpi": (72, 72)}
+
+
+@pytest.mark.parametrize("how", ["crop", "stretch", "pad"])
+@pytest.mark.parametrize("size", [(1, 1), (1, 5000), (5000, 1), (65_535, 1)])
+def test_any_shape_fits(size, how):
+    fitted = images.fit(Image.new("RGB", size, (9, 8, 7)), 32, 24, how)
+    assert fitted.size == (24, 32)
+    assert (np.asarray(fitted) == (9, 8, 7)).all(-1).any()
+
+
+def test_read_is_decode_and_fit(rgb):
+    encoded = encode(Image.fromarray(rgb))
+    expected = images.fit(images.decode(encoded), 4, 5, "pad")
+    np.testing.assert_array_equal(images.read(encoded, 4, 5, "pad"), np.asarray(expected))
 
 
 def test_fit():

@@ -10,6 +10,7 @@ from PIL import Image
 
 from cnn_jax import data
 from cnn_jax.errors import UserError
+from cnn_jax.images import decode
 from cnn_jax.inference import BATCH_SIZES, load_classifier
 from cnn_jax.summaries import read_metrics
 from cnn_jax.train import train
@@ -49,6 +50,30 @@ def test_paths_images_and_arrays_are_the_same(classifier, tmp_path):
     np.testing.assert_allclose(classifier(pixels[None]), answers[:1], rtol=1e-5)
     np.testing.assert_allclose(answers[0], classifier(pixels[None, 8:40])[0], rtol=1e-4)
     assert (classifier([pixels], fit="stretch") != answers[:1]).any()
+
+
+def test_what_would_be_answered_wrongly_is_refused(classifier):
+    """Pixels scaled to [0, 1], grey, channels first, or one image for many: no guesses."""
+    pixels = np.zeros((2, 32, 32, 3), np.uint8)
+    for wrong in (pixels / 255, pixels.astype(np.float32), pixels[..., :1], pixels.transpose(0, 3, 1, 2)):
+        with pytest.raises(UserError, match=r"uint8 \[height, width, 3\], RGB from 0 to 255; this one is"):
+            classifier(wrong)
+        with pytest.raises(UserError, match="this one is"):
+            classifier([wrong[0]])
+    for single in (pixels[0], "cat.jpg"):
+        with pytest.raises(UserError, match=r"put a single one into \[\.\.\.\]"):
+            classifier(single)
+
+
+def test_an_upright_photograph_whatever_the_way_in(classifier, tmp_path):
+    pixels = np.random.RandomState(0).randint(0, 256, (32, 40, 3)).astype(np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(pixels).save(tmp_path / "turned.png", exif=exif)
+    path = tmp_path / "turned.png"
+    answers = classifier([path, Image.open(path), decode(path), np.rot90(pixels, -1)])
+    for answer in answers[1:]:
+        np.testing.assert_array_equal(answer, answers[0])
 
 
 def test_mirror_averages(classifier):

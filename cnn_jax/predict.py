@@ -1,0 +1,173 @@
+"""Says what is on images: python -m cnn_jax.predict --workdir=/tmp/bn IMAGE... [--top_k=3] [--json | --csv].
+
+An IMAGE is a file, a folder with all that is in it, or - for standard input. Instead of a workdir, --model=FILE
+takes what python -m cnn_jax.export wrote. An image that cannot be read is named on standard error, the others are
+answered, and the exit status is 1.
+"""
+
+import contextlib
+import csv
+import io
+import itertools
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from absl import flags
+from rich.cells import cell_len
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from cnn_jax import cli, images
+from cnn_jax.errors import UserError
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a trained run.")
+_MODEL = flags.DEFINE_string("model", None, "A file that python -m cnn_jax.export wrote, instead of a workdir.")
+_STEP = cli.define_step()
+_TOP_K = flags.DEFINE_integer("top_k", 3, "How many classes to name, the most probable first.", lower_bound=1)
+_JSON = flags.DEFINE_bool("json", False, "One JSON object a line.")
+_CSV = flags.DEFINE_bool("csv", False, "Comma-separated values, with a header.")
+_FIT = flags.DEFINE_enum("fit", "crop", ["crop", "stretch", "pad"], "What to do with another aspect ratio.")
+_MIRROR = flags.DEFINE_bool("mirror", False, "Average over the image and its mirror image.")
+
+_WIDEST_NAME = 100
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Answers all images and returns the exit status: 1 where one could not be read."""
+    if bool(_WORKDIR.value) == bool(_MODEL.value):
+        both = "not both" if _MODEL.value else "to say which network answers"
+        raise UserError(f"Give --workdir=DIR (a trained run) or --model=FILE (an exported one), {both}.")
+    if _MODEL.value and flags.FLAGS["step"].present:
+        raise UserError("--step chooses a checkpoint of a workdir; an exported model has one step only.")
+    if _JSON.value and _CSV.value:
+        raise UserError("Give --json or --csv, not both.")
+    if _MODEL.value and not os.path.isfile(_MODEL.value):
+        raise UserError(f"There is no file {_MODEL.value}: python -m cnn_jax.export --output={_MODEL.value} makes one.")
+    step, names = cli.parse_step(_STEP.value), images.find(arguments)
+
+    from cnn_jax import answers  # after the flags are checked: a mistyped one is answered without loading JAX
+    from cnn_jax.inference import load_classifier
+
+    classifier = load_classifier(_MODEL.value or _WORKDIR.value, step=step)
+    unreadable = 0
+    with _silent_libraries(), _Output(classifier.class_names, names) as output:
+        for answer in answers.stream(classifier, names, fit=_FIT.value, mirror=_MIRROR.value):
+            unreadable += bool(answer.error)
+            output.write(answer)
+    return 1 if unreadable else 0
+
+
+class _Output:
+    """Writes answers to standard output as they come, errors and a progress bar to standard error."""
+
+    def __init__(self, class_names: Sequence[str], names: Sequence[str]):
+        self._class_names = class_names
+        self._name_width = min(max(cell_len(_printable(name)) for name in names), _WIDEST_NAME)
+        self._class_width = max(cell_len(_printable(name)) for name in class_names)
+        if sys.stdout is None:
+            raise UserError("Standard output is closed, and the answers go there.")
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be text
+        on_terminal = sys.stderr is not None and sys.stderr.isatty()
+        self._bar = Progress(
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("images"),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            transient=True,
+            disable=not on_terminal or len(names) == 1,
+            # What is written to standard output belongs there, even while there is a bar.
+            redirect_stdout=False,
+        )
+        self._task = self._bar.add_task("", total=len(names))
+        # On one terminal with the bar, answers go above it.
+        self._console = self._bar.console if on_terminal and sys.stdout.isatty() else Console()
+
+    def __enter__(self) -> "_Output":
+        self._bar.start()
+        if _CSV.value:
+            columns = range(1, min(_TOP_K.value, len(self._class_names)) + 1)
+            header = ["image", *(f"{what}_{i}" for i in columns for what in ("class", "probability"))]
+            self._line(_csv(header))
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._bar.stop()
+
+    def write(self, answer: Any) -> None:
+        """Writes one answer."""
+        if answer.error:
+            self._bar.console.print(Text(f"Error: {_printable(answer.error)}"), soft_wrap=True)
+        elif _JSON.value:
+            top = [{"class": label, "probability": value} for label, value in self._best(answer.probabilities)]
+            self._line(json.dumps({"image": answer.name, "top": top}))
+        elif _CSV.value:
+            self._line(_csv([answer.name, *itertools.chain(*self._best(answer.probabilities))]))
+        else:
+            self._line(self._row(_printable(answer.name), self._best(answer.probabilities)))
+        self._bar.advance(self._task)
+
+    def _best(self, probabilities: Any) -> list[tuple[str, float]]:
+        order = probabilities.argsort(kind="stable")[::-1][: _TOP_K.value]
+        # By way of text, because a float32 as a float has nine digits that mean nothing.
+        return [(self._class_names[i], float(str(probabilities[i]))) for i in order]
+
+    def _row(self, name: str, best: list[tuple[str, float]]) -> Text:
+        row = Text(name + " " * (self._name_width - cell_len(name)))
+        for i, (label, probability) in enumerate(best):
+            label = _printable(label)
+            padded = label + " " * (self._class_width - cell_len(label))
+            row.append(f"  {padded} {100 * probability:5.1f} %", style="bold" if i == 0 else "dim")
+        return row
+
+    def _line(self, line: str | Text) -> None:
+        try:
+            if self._console.is_terminal:
+                self._console.print(line if isinstance(line, Text) else Text(line), soft_wrap=True)
+            else:
+                sys.stdout.write(f"{line}\n")
+                sys.stdout.flush()
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            cli.discard_output()
+            raise UserError(f"The answers cannot be written ({error.strerror}).") from None
+
+
+def _csv(values: Sequence[Any]) -> str:
+    line = io.StringIO()
+    csv.writer(line, lineterminator="\n").writerow(values)
+    return line.getvalue().removesuffix("\n")
+
+
+def _printable(text: str) -> str:
+    """Text on one line that does nothing to a terminal, whatever a file is called."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+@contextlib.contextmanager
+def _silent_libraries() -> Iterator[None]:
+    """Keeps file descriptor 2 for Python: libtiff writes what it thinks of a damaged file to it, past all handlers."""
+    python = sys.stderr
+    if python is None:  # closed by whoever started this
+        yield
+        return
+    saved = os.dup(2)
+    sys.stderr = os.fdopen(os.dup(saved), "w", encoding=python.encoding, errors="backslashreplace", buffering=1)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        sys.stderr.close()
+        sys.stderr = python
+        os.dup2(saved, 2)
+        os.close(saved)
+
+
+if __name__ == "__main__":
+    cli.run(main, positional=True)
