@@ -1,0 +1,288 @@
+"""Figures for people: each function returns one, light and legible in print.
+
+Blue and orange (Okabe and Ito 2008) differ for every kind of colour vision, and no meaning hangs on the colour alone.
+Nothing here touches pyplot, which keeps every figure and serves one thread.
+"""
+
+import base64
+import io
+import itertools
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Int, UInt8
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from cnn_jax import rng
+from cnn_jax.augment import Augmentation
+from cnn_jax.diagram import network_diagram
+from cnn_jax.scores import expected_calibration_error, worst_mistakes
+
+__all__ = [
+    "augmentations",
+    "compare_runs",
+    "confusion_matrix",
+    "data_uri",
+    "filters",
+    "learning_curves",
+    "mistakes",
+    "network_diagram",
+    "png",
+    "reliability_diagram",
+]
+
+BLUE, ORANGE, INK, GREY, LINE = "#0072b2", "#d55e00", "#1b1f24", "#656d76", "#e1e4e8"
+_COLOURS = (BLUE, ORANGE, "#009e73", "#cc79a7", "#56b4e9", "#e69f00", INK)
+_MEASURES = {"loss": "Loss", "accuracy": "Accuracy"}
+
+Records = Sequence[Mapping[str, Any]]
+
+
+def png(figure: Figure, dpi: int = 150) -> bytes:
+    """Renders a figure as a PNG file."""
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        # A class name may be in a script that the font lacks: boxes in its place are no reason to complain.
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        figure.savefig(buffer, format="png", dpi=dpi, facecolor="white")
+    return buffer.getvalue()
+
+
+def data_uri(image: bytes) -> str:
+    """Returns a PNG file as an address that holds it, for a page without other files."""
+    return "data:image/png;base64," + base64.b64encode(image).decode()
+
+
+def learning_curves(records: Records) -> Figure:
+    """Draws loss and accuracy of a run over its epochs.
+
+    Training is averaged over each epoch, while the network changes, with dropout and augmentation on; validation is
+    measured at the end of each. So training may lie below validation without anything being wrong.
+
+    Args:
+      records: as `cnn_jax.summaries.read_metrics` returns them.
+    """
+    figure = Figure(figsize=(8, 3.1), layout="constrained")
+    for axes, (measure, title) in zip(figure.subplots(1, 2), _MEASURES.items()):
+        _frame(axes, title)
+        _curve(axes, _per_epoch(records, measure), "training", GREY, "--")
+        _curve(axes, _of_split(records, "validation", measure), "validation", BLUE)
+        tests = _of_split(records, "test", measure)
+        if tests:
+            axes.plot(*tests[-1], "*", color=ORANGE, ms=10, label=f"test {_number(measure, tests[-1][1])}", zorder=3)
+        _finish_curves(axes, measure)
+    return figure
+
+
+def compare_runs(runs: Mapping[str, Records]) -> Figure:
+    """Draws the validation loss and accuracy of several runs, each named, over their epochs."""
+    figure = Figure(figsize=(8, 3.3), layout="constrained")
+    styles = itertools.cycle(itertools.product(("-", "--", ":"), _COLOURS))
+    looks = {name: next(styles) for name in runs}
+    for axes, (measure, title) in zip(figure.subplots(1, 2), _MEASURES.items()):
+        _frame(axes, f"Validation {title.lower()}")
+        for name, records in runs.items():
+            _curve(axes, _of_split(records, "validation", measure), _plain(name), *reversed(looks[name]))
+        _finish_curves(axes, measure)
+    return figure
+
+
+def confusion_matrix(matrix: Int[np.ndarray, "classes classes"], class_names: Sequence[str]) -> Figure:
+    """Draws which class (a row) was taken for which (a column), coloured by the share of the row."""
+    count, names = len(class_names), [_plain(name) for name in class_names]
+    written = count <= 20
+    side = min(2.6 + 0.42 * count, 9 if written else 14)
+    figure = Figure(figsize=(side, side), layout="constrained")
+    axes = figure.add_subplot()
+    share = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+    axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    for row, column in np.ndindex(matrix.shape) if written else ():
+        if matrix[row, column]:
+            colour = "white" if share[row, column] > 0.55 else INK
+            axes.text(column, row, f"{matrix[row, column]:,}", ha="center", va="center", size=8, color=colour)
+    size = 9 if written else max(2.5, 300 / count)
+    long = max(map(len, names)) > 3
+    axes.set_xticks(range(count), names, size=size)
+    if long:
+        axes.set_xticks(range(count), names, size=size, rotation=45, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(count), names, size=size)
+    axes.set_xlabel("answered", color=GREY)
+    axes.set_ylabel("is", color=GREY)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    if written:
+        axes.set_xticks(np.arange(count + 1) - 0.5, minor=True)
+        axes.set_yticks(np.arange(count + 1) - 0.5, minor=True)
+        axes.grid(which="minor", color="white", lw=1.2)
+        axes.tick_params(which="minor", length=0)
+    return figure
+
+
+def reliability_diagram(bins: Sequence[Mapping[str, Any]]) -> Figure:
+    """Draws how often the network is right against how sure it is; below, how often it is so sure.
+
+    Args:
+      bins: as `cnn_jax.scores.calibration_bins` returns them.
+    """
+    figure = Figure(figsize=(4.2, 4.6), layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
+    _frame(upper, "")
+    _frame(lower, "")
+    full = [row for row in bins if row["count"]]
+    left, width = [row["lower"] for row in full], bins[0]["upper"] - bins[0]["lower"]
+    upper.bar(left, [row["accuracy"] for row in full], width, align="edge", color="#a6cee8", ec="white")
+    upper.plot([0, 1], [0, 1], "--", color=GREY, lw=1, label="as often as claimed")
+    upper.plot(
+        [row["confidence"] for row in full],
+        [row["accuracy"] for row in full],
+        "o",
+        color=BLUE,
+        ms=5,
+        clip_on=False,
+        label="measured",
+    )
+    upper.set(xlim=(0, 1), ylim=(0, 1), ylabel="Share that is right")
+    upper.set_title(f"Expected calibration error {expected_calibration_error(list(bins)):.1%}", size=10, loc="left")
+    upper.legend(loc="upper left", frameon=False, fontsize=8)
+    total = sum(row["count"] for row in full)
+    lower.bar(left, [row["count"] / total for row in full], width, align="edge", color="#c9ced4", ec="white")
+    lower.set(xlabel="Confidence", ylabel="Images")
+    lower.yaxis.set_major_locator(MaxNLocator(2))
+    for axis in (upper.xaxis, upper.yaxis, lower.yaxis):
+        axis.set_major_formatter(PercentFormatter(1, decimals=0))
+    return figure
+
+
+def mistakes(
+    images: UInt8[np.ndarray, "n height width 3"],
+    labels: Int[np.ndarray, " n"],
+    log_probs: Float[np.ndarray, "n classes"],
+    class_names: Sequence[str],
+    count: int = 24,
+) -> Figure:
+    """Draws the wrong predictions that were surest of themselves, the surest first."""
+    chosen, names = worst_mistakes(log_probs, labels, count), [_plain(name, 14) for name in class_names]
+    if not len(chosen):
+        figure = Figure(figsize=(4, 1))
+        figure.text(0.5, 0.5, "No mistakes.", ha="center", va="center", size=12, color=GREY)
+        return figure
+    figure, grid = _grid(len(chosen), 6, (1.35, 1.72))
+    for axes, index in zip(grid, chosen):
+        axes.imshow(images[index], interpolation="nearest")
+        taken = log_probs[index].argmax()
+        axes.set_title(
+            f"{names[taken]} · {np.exp(log_probs[index, taken]):.0%}", size=8.5, color=ORANGE, weight="bold", pad=12
+        )
+        axes.text(0.5, 1.03, f"is {names[labels[index]]}", size=8, ha="center", transform=axes.transAxes, color=INK)
+    return figure
+
+
+def filters(kernel: Float[np.ndarray, "height width inputs outputs"]) -> Figure:
+    """Draws the filters of a convolution, as colours where it sees an image, else their mean over the inputs.
+
+    Each filter is scaled to its own largest weight: grey is zero, so that its pattern shows, and not its strength.
+    """
+    kernel = np.asarray(kernel, np.float64)
+    if kernel.shape[2] != 3:
+        kernel = kernel.mean(2, keepdims=True).repeat(3, 2)
+    figure, grid = _grid(kernel.shape[3], 16, (0.5, 0.5))
+    for axes, index in zip(grid, range(kernel.shape[3])):
+        pattern = kernel[..., index]
+        axes.imshow(0.5 + 0.5 * pattern / max(np.abs(pattern).max(), 1e-12), interpolation="nearest")
+    return figure
+
+
+def augmentations(
+    image: UInt8[np.ndarray, "height width 3"], augmentation: Augmentation, count: int = 11, seed: int = 0
+) -> Figure:
+    """Draws an image and `count` ways in which training may see it."""
+    copies = jnp.asarray(np.repeat(image[None], count, 0), jnp.float32) / 255
+    changed = np.asarray(augmentation(copies, rng.stream(rng.root(seed), "augment")))
+    figure, grid = _grid(count + 1, 6, (1.35, 1.42))
+    for axes, picture in zip(grid, [image, *np.clip(changed, 0, 1)]):
+        axes.imshow(picture, interpolation="nearest")
+    grid[0].set_title("as stored", size=9, color=BLUE, weight="bold")
+    for spine in grid[0].spines.values():
+        spine.set(visible=True, color=BLUE, lw=2)
+    return figure
+
+
+def _grid(count: int, columns: int, cell: tuple[float, float]) -> tuple[Figure, list[Axes]]:
+    """Returns a figure of at least `count` bare axes; each cell is so many inches wide and high."""
+    columns = min(columns, count)
+    rows = math.ceil(count / columns)
+    figure = Figure(figsize=(max(columns * cell[0], 2), rows * cell[1]), layout="constrained")
+    grid = list(np.ravel(figure.subplots(rows, columns, squeeze=False)))
+    for axes in grid:
+        axes.set(xticks=[], yticks=[])
+        axes.spines[:].set_visible(False)
+    for axes in grid[count:]:
+        axes.axis("off")
+    return figure, grid
+
+
+def _frame(axes: Axes, title: str) -> None:
+    axes.set_title(title, size=11, loc="left", color=INK)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color("#c9ced4")
+    axes.tick_params(colors=GREY, labelsize=9, length=3)
+    axes.grid(axis="y", color=LINE, lw=0.8)
+    axes.set_axisbelow(True)
+
+
+def _curve(axes: Axes, points: list[tuple[float, float]], label: str, colour: str, style: str = "-") -> None:
+    if points:
+        marker = "o" if len(points) <= 12 else None
+        axes.plot(*zip(*points), style, color=colour, lw=1.8, marker=marker, ms=3.5, label=label)
+
+
+def _finish_curves(axes: Axes, measure: str) -> None:
+    axes.set_xlabel("epoch", color=GREY)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
+    if measure == "accuracy":
+        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
+    else:
+        axes.set_ylim(bottom=0)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False, fontsize=9, labelcolor=INK)
+
+
+def _of_split(records: Records, split: str, measure: str) -> list[tuple[float, float]]:
+    """The (epoch, value) of a split's records. What was not finite is null in a record, and a gap in a curve."""
+    return [(r["epoch"], _value(r, measure)) for r in records if r["split"] == split and measure in r]
+
+
+def _per_epoch(records: Records, measure: str) -> list[tuple[float, float]]:
+    """The training records' average over each epoch. A record may lie across the end of one: it is shared out."""
+    train = [(r["epoch"], _value(r, measure)) for r in records if r["split"] == "train" and measure in r]
+    if not train:
+        return []
+    ends, values = map(np.array, zip(*train))
+    widths, finite = np.diff(ends, prepend=0), np.isfinite(values)
+    # What was left at the end of the last epoch is too little for a point of its own.
+    edges = np.append(np.arange(math.floor(ends[-1]) + 1), ends[-1:] if ends[-1] % 1 > 0.1 else [])
+    sums = [
+        np.interp(edges, [0, *ends], [0, *np.cumsum(np.where(finite, part, 0))]) for part in (values * widths, widths)
+    ]
+    total, width = map(np.diff, sums)
+    return list(zip(edges[1:].tolist(), np.where(width > 0, total / np.maximum(width, 1e-9), np.nan).tolist()))
+
+
+def _value(record: Mapping[str, Any], measure: str) -> float:
+    return math.nan if record[measure] is None else record[measure]
+
+
+def _number(measure: str, value: float) -> str:
+    return f"{value:.1%}" if measure == "accuracy" else f"{value:.3f}"
+
+
+def _plain(name: str, longest: int = 20) -> str:
+    """A name as it is, and not as a formula, which matplotlib sees between dollar signs."""
+    name = name if len(name) <= longest else name[: longest - 1] + "…"
+    return name.replace("$", r"\$")

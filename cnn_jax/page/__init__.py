@@ -1,0 +1,1 @@
+"""The parts of the web page (cnn_jax/app.py)."""

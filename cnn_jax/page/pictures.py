@@ -1,0 +1,81 @@
+"""The pictures that the page is asked about: uploads, and samples that come with scikit-learn."""
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from cnn_jax import cards, images
+from cnn_jax.errors import UserError
+from cnn_jax.inference import Classifier
+
+MAX_BYTES = 20 * 2**20  # a file: three times a telephone's photograph
+
+_THUMBNAIL = (640, 640)
+_PHOTOGRAPHS = {"Temple": "china.jpg", "Flower": "flower.jpg"}
+_DIGITS = {"Digit 0": 0, "Digit 3": 3, "Digit 4": 4, "Digit 7": 7}  # the first of its kind in the data set
+
+SAMPLES = (*_PHOTOGRAPHS, *_DIGITS)
+ABOUT_SAMPLES = (
+    "A temple in China (photograph by danielbuechele, CC BY 2.0), a flower (by vultilion, CC BY 2.0), and handwritten "
+    "digits of 8 x 8 pixels, enlarged (Alpaydin and Kaynak 1998). A network trained on digits may have learned from "
+    "these very ones. The photographs show nothing that CIFAR-10 has a class for: a good network says so."
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    """An image that was read.
+
+    Attributes:
+      name: for people.
+      thumbnail: see `cards.address`.
+      pixels: what the classifier takes.
+    """
+
+    name: str
+    thumbnail: str
+    pixels: UInt8[np.ndarray, "1 height width 3"]
+
+
+def read(name: str, decode: Callable[[], Image.Image], classifier: Classifier, fit: str) -> Picture | UserError:
+    """Returns a picture, or what is wrong with it.
+
+    Args:
+      name: for people.
+      decode: returns an image that is RGB and nobody else's.
+      classifier: whose size the picture gets.
+      fit: see `cnn_jax.images.fit`.
+    """
+    try:
+        image = decode()
+        pixels = classifier.fit([image], fit)
+    except UserError as error:
+        return error
+    image.thumbnail(_THUMBNAIL)  # in place: a copy of a large photograph would take as much memory again
+    return Picture(name, cards.address(image, "JPEG"), pixels)
+
+
+def decode_upload(name: str, content: bytes) -> Image.Image:
+    """Decodes an uploaded file.
+
+    Raises:
+      UserError: it is no image, damaged, or too large; it names the file.
+    """
+    if len(content) > MAX_BYTES:
+        raise UserError(f"{name}: more than {MAX_BYTES >> 20} MB; make it smaller first.")
+    return images.decode(content, name)
+
+
+def load_sample(name: str) -> Image.Image:
+    """Returns one of `SAMPLES`, RGB."""
+    from sklearn import datasets  # seconds to import, and nothing else on the page needs it
+
+    if name in _PHOTOGRAPHS:
+        return Image.fromarray(datasets.load_sample_image(_PHOTOGRAPHS[name]))
+    from cnn_jax.data import digits
+
+    source, _ = digits.load()
+    return Image.fromarray(source.images(np.array([_DIGITS[name]]))[0])

@@ -1,0 +1,68 @@
+"""How sure a network is, in words, and on the card."""
+
+import numpy as np
+import pytest
+
+from cnn_jax import cards, wording
+
+CLASSES = tuple("abcdefghij")
+
+
+def distribution(first: float, second: float = 0.0, classes: int = 10) -> np.ndarray:
+    rest = (1 - first - second) / (classes - 2)
+    return np.array([first, second] + [rest] * (classes - 2))
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "headline"),
+    [
+        (1.0, 0, "Almost certainly “a”."),
+        (0.951, 0, "Almost certainly “a”."),
+        (0.949, 0, "Very probably “a”."),
+        (0.79, 0, "Probably “a”."),
+        (0.59, 0.4, "Perhaps “a”, or else “b”."),
+        (0.51, 0.3, "Perhaps “a”, or else “b”."),
+        (0.49, 0.4, "This does not look like any of the ten classes."),
+        (0.1, 0.1, "This does not look like any of the ten classes."),
+    ],
+)
+def test_how_sure_in_words(first, second, headline):
+    verdict = wording.judge(distribution(first, second), CLASSES, calibrated=True)
+    assert verdict.headline == headline
+    assert verdict.familiar == ("does not look" not in headline)
+    assert f"{'more than 99' if first == 1 else f'about {100 * first:.0f}'} are right" in verdict.explanation
+
+
+def test_a_probability_that_was_not_calibrated_is_called_a_claim():
+    verdict = wording.judge(distribution(0.97), CLASSES, calibrated=False)
+    assert verdict.headline == "Almost certainly “a”."
+    assert verdict.explanation == "It claims 97 %; how often such claims are right has not been measured."
+
+
+def test_where_guessing_is_easier_more_is_asked():
+    assert not wording.judge(np.array([0.7, 0.3]), ("a", "b"), True).familiar
+    assert "either of the two" in wording.judge(np.array([0.5, 0.5]), ("a", "b"), True).headline
+    assert wording.judge(np.array([0.75, 0.25]), ("a", "b"), True).familiar
+    assert wording.judge(distribution(0.46, classes=100), [str(i) for i in range(100)], True).familiar
+    assert wording.judge(np.array([1.0]), ("only",), True).familiar
+
+
+def test_a_failed_network_has_no_answer():
+    verdict = wording.judge(np.full(10, np.nan), CLASSES, True)
+    assert verdict.headline == "This network has no answer."
+    assert "width:0.0%" in cards.card([], verdict, [("a", float("nan"))], "")
+
+
+def test_percentages_claim_no_certainty():
+    assert [wording.percent(p) for p in (0, 0.001, 0.005, 0.5, 0.994, 0.996, 1)] == [
+        "0 %", "< 1 %", "0 %", "50 %", "99 %", "> 99 %", "100 %",
+    ]  # fmt: skip
+
+
+def test_names_cannot_break_the_page():
+    verdict = wording.judge(distribution(0.97), ("<script>alert(1)</script>", *CLASSES[1:]), True)
+    page = cards.card([("data:,", '"><img onerror=x>', False)], verdict, [("<b>", 0.9)], "a < b")
+    assert "<script" not in page
+    assert "<img onerror" not in page
+    assert "<b>" not in page
+    assert 'alt="&quot;&gt;&lt;img' in page
