@@ -20,11 +20,12 @@ import streamlit as st
 from PIL import Image
 from starlette.formparsers import MultiPartParser
 
-from cnn_jax import cards, images, pictures, scores, wording
+from cnn_jax import images, scores
 from cnn_jax.errors import UserError
-from cnn_jax.evaluation_tab import read_temperature, show_evaluation
 from cnn_jax.inference import Classifier, load_classifier
-from cnn_jax.pictures import Picture
+from cnn_jax.page import cards, pictures, wording
+from cnn_jax.page.evaluation import read_temperature, show_evaluation
+from cnn_jax.page.pictures import Picture
 from cnn_jax.saliency import make_saliency, overlay
 
 MAX_PICTURES = 12  # at once; each takes a screen

@@ -22,7 +22,8 @@ _REPORT = flags.DEFINE_string("report", None, "Folder for a page (index.html) an
 def main() -> int:
     """Scores, prints, writes; returns the exit status."""
     step = cli.parse_step(_STEP.value)
-    from cnn_jax import examples, inference, results  # after the flags are parsed: see cnn_jax/main.py
+    from cnn_jax import examples, inference  # after the flags are parsed: see cnn_jax/main.py
+    from cnn_jax.report import results
 
     workdir = Path(_WORKDIR.value).expanduser()
     if workdir.is_file():
@@ -37,9 +38,9 @@ def main() -> int:
     results.show(result, workdir)
     written = [results.write(result, workdir)]
     if folder:
-        from cnn_jax import report  # matplotlib takes a second to import
+        from cnn_jax.report import html  # matplotlib takes a second to import
 
-        written.append(report.write(folder, workdir, classifier, scored, log_probs, result))
+        written.append(html.write(folder, workdir, classifier, scored, log_probs, result))
     print(f"Written: {', '.join(map(str, written))}")
     return 0
 

@@ -100,7 +100,7 @@ def _photographs(classifier: Classifier, split: str | None, directory: str | Non
         raise UserError(f"{root} is not a folder: set --data.dir to one with photographs in DIR/CLASS/*.jpg.")
     # Every folder's name is let through here, so that they are compared with the classifier's in one place.
     names = tuple(sorted(path.name for path in root.iterdir() if path.is_dir()))
-    source = folder._scan(root, max(classifier.input_size), names)
+    source = folder.scan(root, max(classifier.input_size), names)
     labels = match(source.labels, names, classifier.class_names, str(root))
     return Examples("folder", directory, split or "all", False, source, np.arange(len(labels)), labels)
 

@@ -14,10 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from cnn_jax import cli, config, data, figures, models
+from cnn_jax import cli, config, data, models
 from cnn_jax.augment import Augmentation
 from cnn_jax.errors import UserError
 from cnn_jax.preprocess import Preprocessing
+from cnn_jax.report import figures
 from cnn_jax.summaries import read_metrics
 
 _STAGE = flags.DEFINE_string("stage", "augment", "Stage whose network and augmentation are drawn: configs/STAGE.py.")

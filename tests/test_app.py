@@ -20,8 +20,8 @@ import streamlit as st
 from starlette.formparsers import MultiPartParser
 from streamlit.testing.v1 import AppTest
 
-from cnn_jax import pictures
 from cnn_jax.inference import load_classifier
+from cnn_jax.page import pictures
 
 TIMEOUT = 60
 

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cnn_jax import examples, report, results, scores
+from cnn_jax import examples, scores
 from cnn_jax.errors import UserError
 from cnn_jax.inference import load_classifier
 from cnn_jax.metrics import NAMES
+from cnn_jax.report import html, results
 from cnn_jax.summaries import read_metrics
 
 
@@ -129,7 +130,7 @@ def test_class_names_are_text(classifier, tmp_path, capsys):
     results.show(result, tmp_path)
     shown = capsys.readouterr().out
     assert all(name in shown for name in names)
-    page = report.write(tmp_path, tmp_path, odd, test, log_probs, result).read_text()
+    page = html.write(tmp_path, tmp_path, odd, test, log_probs, result).read_text()
     assert "&lt;b&gt;bold&lt;/b&gt;" in page and "<b>bold" not in page and "&amp;amp;" in page
     assert not (tmp_path / "learning_curves.png").exists()  # there are no records
 
@@ -195,7 +196,8 @@ def test_neither_trainer_nor_optimizer(command):
 import sys
 from cnn_jax import evaluate
 light = set(sys.modules)
-from cnn_jax import examples, report, results
+from cnn_jax import examples
+from cnn_jax.report import html, results
 heavy = {"cnn_jax.train", "cnn_jax.step", "optax", "tensorflow", "matplotlib.pyplot"} & set(sys.modules)
 assert not heavy, heavy
 assert not {"jax", "matplotlib", "rich"} & light

@@ -27,13 +27,23 @@ def load(directory: str, image_size: int) -> tuple[EncodedSource, EncodedSource 
     if not root.is_dir():
         raise UserError(f"{root} is not a folder: set --config.data.dir to one with {_LAYOUT}.")
     if not (root / "train").is_dir():
-        return _scan(root, image_size), None
-    train = _scan(root / "train", image_size)
-    test = _scan(root / "test", image_size, train.class_names) if (root / "test").is_dir() else None
+        return scan(root, image_size), None
+    train = scan(root / "train", image_size)
+    test = scan(root / "test", image_size, train.class_names) if (root / "test").is_dir() else None
     return train, test
 
 
-def _scan(root: Path, size: int, class_names: tuple[str, ...] | None = None) -> EncodedSource:
+def scan(root: Path, size: int, class_names: tuple[str, ...] | None = None) -> EncodedSource:
+    """Returns the images of `root/CLASS/*` as squares of `size` pixels.
+
+    Args:
+      root: the folder.
+      size: side of the squares.
+      class_names: what the classes must be among; None to take the folders' names.
+
+    Raises:
+      UserError: no images, or, without `class_names`, fewer than two classes.
+    """
     folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
     files = {folder.name: _images(folder) for folder in folders}
     files = {name: paths for name, paths in files.items() if paths}

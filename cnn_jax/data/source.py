@@ -77,13 +77,15 @@ class EncodedSource:
                 total=len(indices),
                 console=Console(stderr=True),
                 transient=True,
-                disable=not Console(stderr=True).is_terminal,
+                disable=not Console(stderr=True).is_terminal or len(indices) < 1000,  # a moment
             )
             return np.stack(list(progress))
 
     def _decode(self, index: int) -> np.ndarray:
-        image = images.decode(self.items[index], self.names[index])
-        return np.asarray(images.fit(image, self.size, self.size) if self.size else image)
+        item, name = self.items[index], self.names[index]
+        if self.size:
+            return images.read(item, self.size, self.size, name=name)
+        return np.asarray(images.decode(item, name))
 
 
 @dataclasses.dataclass(frozen=True)

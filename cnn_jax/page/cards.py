@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from cnn_jax.wording import Verdict, percent
+from cnn_jax.page.wording import Verdict, percent
 
 # Colours are the page's own ones made fainter, so that they suit the light and the dark theme.
 STYLE = """<style>

@@ -10,7 +10,7 @@ import numpy as np
 import streamlit as st
 
 from cnn_jax.errors import UserError
-from cnn_jax.results import EVALUATION_FILE
+from cnn_jax.report.results import EVALUATION_FILE
 
 
 def read_evaluation(workdir: Path) -> dict[str, Any] | None:
@@ -89,14 +89,14 @@ def _show_numbers(evaluation: dict[str, Any]) -> None:
 
 @st.cache_data(max_entries=16, show_spinner=False)
 def _draw_confusion(matrix: list[list[int]], class_names: list[str]) -> bytes:
-    from cnn_jax import figures  # matplotlib takes a second to import, and the first tab does without
+    from cnn_jax.report import figures  # matplotlib takes a second to import, and the first tab does without
 
     return figures.png(figures.confusion_matrix(np.array(matrix), class_names))
 
 
 @st.cache_data(max_entries=16, show_spinner=False)
 def _draw_curves(workdir: str, changed: int) -> bytes:
-    from cnn_jax import figures
+    from cnn_jax.report import figures
     from cnn_jax.summaries import read_metrics
 
     del changed  # a part of the key: a run that goes on is drawn anew

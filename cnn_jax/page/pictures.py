@@ -7,9 +7,10 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from cnn_jax import cards, images
+from cnn_jax import images
 from cnn_jax.errors import UserError
 from cnn_jax.inference import Classifier
+from cnn_jax.page import cards
 
 MAX_BYTES = 20 * 2**20  # a file: three times a telephone's photograph
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from cnn_jax import cards, wording
+from cnn_jax.page import cards, wording
 
 CLASSES = tuple("abcdefghij")
 

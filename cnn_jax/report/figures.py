@@ -21,7 +21,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from cnn_jax import rng
 from cnn_jax.augment import Augmentation
-from cnn_jax.diagram import network_diagram
+from cnn_jax.report.diagram import network_diagram
 from cnn_jax.scores import expected_calibration_error, worst_mistakes
 
 __all__ = [

@@ -14,8 +14,9 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
-from cnn_jax import diagram, figures, models, scores
+from cnn_jax import models, scores
 from cnn_jax.augment import Augmentation
+from cnn_jax.report import diagram, figures
 
 HOSTILE = ("$cat$", r"\frac{", "a_b^c", "<b>", "", "猫", "long " * 20, "%", "$", "\n", "é", "12")
 

@@ -1,0 +1,1 @@
+"""An evaluation as JSON, tables, figures and a page."""
