@@ -1,6 +1,10 @@
 """augment: half of the images mirrored, each moved by up to a tenth of its side; twice the epochs.
 
 python -m cnn_jax.main --config=configs/augment.py --workdir=/tmp/augment
+
+The reference has .8459 at 50 epochs and .8626 at 100, on all 50,000 images; ours has not been measured yet.
+Expect .456 +- .056 (3 seeds) with --config.data.train_examples=5000 --config.epochs=10: test accuracy on CIFAR-10
+re-encoded as JPEG, some 5 minutes on 2 CPU cores (reports/ladder_5000.json).
 """
 
 from configs import dropout_scheduled

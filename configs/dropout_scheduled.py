@@ -1,6 +1,10 @@
 """dropout_scheduled: dropout that grows block by block.
 
 python -m cnn_jax.main --config=configs/dropout_scheduled.py --workdir=/tmp/dropout_scheduled
+
+The reference has .8083, on all 50,000 images; ours has not been measured yet.
+Expect .569 (1 seed) with --config.data.train_examples=5000 --config.epochs=10: test accuracy on CIFAR-10
+re-encoded as JPEG, some 5 minutes on 2 CPU cores (reports/ladder_5000.json).
 """
 
 from configs import dropout
