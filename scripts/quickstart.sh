@@ -9,8 +9,12 @@ workdir=${WORKDIR:-runs/quickstart}
 cat <<TEXT
 
 What next?
-  CIFAR-10:      $VENV/bin/python -m cnn_jax.main --config=configs/batchnorm.py --workdir=runs/batchnorm
-  a small bite:  ... --config.data.train_examples=5000 --config.epochs=10
-  your photos:   ... --config.data.name=folder --config.data.dir=DIR     (DIR/CLASS/*.jpg)
-  the numbers:   $workdir/metrics.jsonl
+  how good is it?   $VENV/bin/python -m cnn_jax.evaluate --workdir=$workdir --report=$workdir/report
+  CIFAR-10:         $VENV/bin/python -m cnn_jax.main --config=configs/batchnorm.py --workdir=runs/batchnorm
+                    (a small bite of it: --config.data.train_examples=5000 --config.epochs=10)
+  your photographs: $VENV/bin/python -m cnn_jax.main --config=configs/batchnorm.py --workdir=runs/mine \\
+                      --config.data.name=folder --config.data.dir=DIR     with DIR/CLASS/*.jpg
+  ask it:           $VENV/bin/python -m cnn_jax.predict --workdir=runs/mine IMAGE...
+  the web page:     $VENV/bin/python -m pip install -e '.[app]' && \\
+                      $VENV/bin/streamlit run cnn_jax/app.py -- --workdir=$workdir
 TEXT
