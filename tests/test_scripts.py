@@ -1,0 +1,42 @@
+"""The tables of the README come from these."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT, stage
+
+from cnn_jax import config as config_lib
+
+
+def make_run(folder, name, seed, accuracy, **changes):
+    """A finished run of a stage, as far as its table is concerned."""
+    workdir = folder / f"{name}_{seed}"
+    workdir.mkdir()
+    config = stage(name)
+    config.update_from_flattened_dict({"seed": seed, **changes})
+    config_lib.write(config, workdir / "config.json")
+    names = ("loss", "precision", "recall", "f1", "threshold_precision", "threshold_recall")
+    record = {"step": 9, "epoch": 1, "split": "test", "accuracy": accuracy} | dict.fromkeys(names, 0.25)
+    (workdir / "metrics.jsonl").write_text(json.dumps(record) + "\n")
+    return workdir
+
+
+def test_results_average_over_seeds_and_over_nothing_else(tmp_path):
+    runs = [make_run(tmp_path, "augment", seed, 0.5 + 0.1 * seed, epochs=10) for seed in (0, 1, 2)]
+    runs += [make_run(tmp_path, "basic", 0, 0.3), make_run(tmp_path, "baseline", 0, 0.4, batch_size=64)]
+    runs.append(tmp_path / "unfinished")
+    runs[-1].mkdir()
+    shutil.copytree(runs[0], tmp_path / "the_same_again")
+    runs.append(tmp_path / "the_same_again")
+    command = [sys.executable, "scripts/results.py", *map(str, runs), f"--output={tmp_path / 'rows.json'}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "| augment | all | 10 | 3 | 0.600 ± 0.100 | 0.250 ± 0.000 |" in done.stdout
+    assert "| basic | all | 50 | 1 | 0.300 | 0.250 |" in done.stdout
+    assert "| other | all | 50 | 1 | 0.400 |" in done.stdout
+    assert "unfinished: not a finished run" in done.stderr
+    rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
+    assert {row["stage"]: row["seeds"] for row in rows} == {"augment": [0, 1, 2], "basic": [0], "other": [0]}
+    assert rows[0]["mean"]["accuracy"] == pytest.approx(0.6)
