@@ -13,7 +13,7 @@ import orbax.checkpoint as ocp
 import pytest
 from conftest import ROOT
 
-from cnn_jax import data
+from cnn_jax import data, dispatch
 from cnn_jax.errors import UserError
 from cnn_jax.progress import Progress
 from cnn_jax.summaries import read_metrics
@@ -164,6 +164,19 @@ def test_other_images_are_noticed_when_a_run_goes_on(tmp_path, small_config, pho
     (root / "cat" / "3.png").write_bytes((root / "dog" / "3.png").read_bytes())
     with pytest.raises(UserError, match=r"not those that the run in .* began with"):
         train(small_config, str(tmp_path / "run"))
+
+
+def test_a_chunk_as_one_scan_equals_a_loop(small_config, monkeypatch):
+    """What a GPU runs, on a CPU: training and evaluation as one program a chunk."""
+    dataset = data.load(small_config.data)
+    results = []
+    for scans in (False, True):
+        monkeypatch.setattr(dispatch, "scans_well", lambda scans=scans: scans)
+        trainer = Trainer(small_config, dataset)
+        now, state, values = trainer.update(trainer.init_state(), 0)
+        results.append((state.params, state.batch_stats, values, trainer.evaluate(state.variables, "validation")))
+        assert now == 5
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), *results)
 
 
 def test_trainer_evaluates_the_split_that_it_is_asked_for(small_config):
