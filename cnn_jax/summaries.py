@@ -153,6 +153,6 @@ def model_table(model: Any, variables: PyTree, image_size: tuple[int, int]) -> s
     images = jax.ShapeDtypeStruct((1, *image_size, 3), jnp.float32)
     forward = jax.jit(lambda v, x: model.apply(v, x, train=False))
     cost = forward.lower(variables, images).cost_analysis() or {}
-    flops = f"{cost['flops'] / 1e6:,.1f} million FLOPs an image" if "flops" in cost else "FLOPs unknown"
+    flops = f"{cost['flops'] / 1e6:,.3g} million FLOPs an image" if "flops" in cost else "FLOPs unknown"
     table = parameter_overview.get_parameter_overview(variables["params"], include_stats=False)
     return f"{table}\n{type(model).__name__}: {flops} (forward)"
