@@ -78,8 +78,8 @@ class Checkpoints:
     @property
     def best_step(self) -> int | None:
         """The saved step with the highest score; the latest where none was scored."""
-        best = self._manager.best_step()
-        return self.latest_step if best is None else best
+        steps = self._manager.all_steps()
+        return _best(self.directory, steps) if steps else None
 
     def save(self, step: int, state: TrainState, score: float | None = None) -> None:
         """Saves a step, unless it is there already; returns when it is on disk.
@@ -186,7 +186,7 @@ def restore_model(directory: Path, step: int | str) -> tuple[int, dict[str, PyTr
     steps = sorted(int(path.name) for path in directory.iterdir() if path.name.isdigit()) if directory.is_dir() else []
     if not steps:
         raise UserError(f"There is no checkpoint in {directory}: train first, or take another --workdir.")
-    number = {"latest": steps[-1], "best": _best(directory, steps)}.get(step, step)
+    number = steps[-1] if step == "latest" else _best(directory, steps) if step == "best" else step
     if number not in steps:
         raise UserError(
             f"There is no step {step} in {directory}; it has {', '.join(map(str, steps))}, best and latest."
@@ -207,11 +207,18 @@ def restore_model(directory: Path, step: int | str) -> tuple[int, dict[str, PyTr
 
 
 def _best(directory: Path, steps: list[int]) -> int:
-    """The step with the highest score; the latest where none was scored, and of equals."""
+    """The step with the highest score; the latest where none was scored, and of equals.
+
+    Raises:
+      UserError: a score cannot be read.
+    """
     scores = {}
     for step in steps:
         path = directory / str(step) / "metrics" / "metrics"
-        scores[step] = json.loads(path.read_text())[_SCORE] if path.exists() else -math.inf
+        try:
+            scores[step] = json.loads(path.read_text())[_SCORE] if path.exists() else -math.inf
+        except (OSError, ValueError, TypeError, LookupError):
+            raise UserError(f"{path} is damaged, so the best step is not known: take --step=latest.") from None
     return max(steps, key=lambda step: (scores[step], step))
 
 

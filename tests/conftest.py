@@ -44,6 +44,18 @@ def trained(tmp_path_factory):
     return workdir
 
 
+@pytest.fixture(scope="session")
+def exported_model(trained, tmp_path_factory):
+    """The path of what `trained` was exported to."""
+    from cnn_jax import exported
+    from cnn_jax.inference import load_classifier
+
+    path = tmp_path_factory.mktemp("exported") / "model.jaxexport"
+    classifier = load_classifier(trained)
+    exported.write(path, classifier.log_probabilities, classifier.metadata, classifier.step)
+    return path
+
+
 @pytest.fixture
 def photographs(tmp_path):
     """Makes folders of photographs: `photographs("train/cat/1.png", ...)` returns the root."""

@@ -96,6 +96,9 @@ def test_inference_reads_model_and_metadata_alone(tmp_path):
         restore_model(tmp_path, 4)
     with pytest.raises(UserError, match="no checkpoint in"):
         restore_model(tmp_path / "nothing", "best")
+    (tmp_path / "6" / "metrics" / "metrics").write_text("{")
+    with pytest.raises(UserError, match=r"metrics is damaged, so the best step is not known: take --step=latest"):
+        restore_model(tmp_path, "best")
     damage(tmp_path, 6)
     with pytest.raises(UserError, match=r"step 6 .* cannot be read .*damaged or missing"):
         restore_model(tmp_path, "latest")

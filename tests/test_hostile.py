@@ -12,23 +12,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cnn_jax import exported, images
+from cnn_jax import images
 from cnn_jax.errors import UserError
-from cnn_jax.inference import load_classifier
 
 
 @pytest.fixture(scope="module")
 def files():
     return list(hostile.files())
-
-
-@pytest.fixture(scope="module")
-def exported_model(trained, tmp_path_factory):
-    """The path of an exported file."""
-    path = tmp_path_factory.mktemp("exported") / "model.jaxexport"
-    classifier = load_classifier(trained)
-    exported.write(path, classifier.log_probabilities, classifier.metadata, classifier.step)
-    return path
 
 
 def test_each_is_read_or_refused_in_one_line(files):

@@ -16,7 +16,7 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
-from cnn_jax import answers, exported, images
+from cnn_jax import answers, images
 from cnn_jax.errors import UserError
 from cnn_jax.inference import load_classifier
 
@@ -24,15 +24,6 @@ from cnn_jax.inference import load_classifier
 @pytest.fixture(scope="module")
 def classifier(trained):
     return load_classifier(trained)
-
-
-@pytest.fixture(scope="module")
-def exported_model(trained, tmp_path_factory):
-    """The path of an exported file."""
-    path = tmp_path_factory.mktemp("exported") / "model.jaxexport"
-    classifier = load_classifier(trained)
-    exported.write(path, classifier.log_probabilities, classifier.metadata, classifier.step)
-    return path
 
 
 @pytest.fixture
