@@ -34,11 +34,18 @@ class Checkpoints:
     def __init__(self, directory: Path, metadata: dict[str, Any]):
         """Opens the directory, which need not exist.
 
+        Damaged steps are moved to a folder beside it, where an intact one is left to go on from.
+
         Args:
           directory: where the steps are.
           metadata: JSON, saved with every step.
+
+        Raises:
+          UserError: what is there is too damaged to be opened.
         """
         self.directory = directory.absolute()  # Orbax takes no other
+        self._metadata = metadata
+        self._damaged = self._find_damaged()  # before Orbax reads the scores of all steps
 
         def score(metrics):
             return metrics[_SCORE]
@@ -50,19 +57,24 @@ class Checkpoints:
                 policies.BestN(get_metric_fn=score, n=1, keep_checkpoints_without_metrics=False),
             ]
         )
-        self._manager = ocp.CheckpointManager(
-            self.directory,
-            options=ocp.CheckpointManagerOptions(
-                best_fn=score,
-                best_mode="max",
-                preservation_policy=keep,
-                # A save in the background is lost when the process ends first, and these are small.
-                enable_async_checkpointing=False,
-                cleanup_tmp_directories=True,
-            ),
-            item_names=("model", "train", "metadata"),
+        options = ocp.CheckpointManagerOptions(
+            best_fn=score,
+            best_mode="max",
+            preservation_policy=keep,
+            # A save in the background is lost when the process ends first, and these are small.
+            enable_async_checkpointing=False,
+            cleanup_tmp_directories=True,
         )
-        self._metadata = metadata
+        try:
+            self._manager = ocp.CheckpointManager(
+                self.directory, options=options, item_names=("model", "train", "metadata")
+            )
+        except ValueError as error:  # a score that is no JSON
+            reason = next(iter(self._damaged.values()), _reason(error))
+            raise UserError(
+                f"The checkpoints in {self.directory} are damaged ({reason}). Move them away to start anew, or take "
+                "another --workdir."
+            ) from None
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -119,15 +131,16 @@ class Checkpoints:
         Raises:
           UserError: every step is damaged, or they belong to another network or to other data.
         """
-        failed: dict[int, str] = {}
-        for step in sorted(self._manager.all_steps(), reverse=True):
+        failed = dict(self._damaged)
+        for step in sorted(set(self._manager.all_steps()) - set(failed), reverse=True):
             try:
-                _verify(self.directory / str(step))
                 restored = self._restore(step, state)
             except Exception as error:  # what damage raises depends on the byte it hit
                 failed[step] = _reason(error)
                 continue
             self._set_aside(failed)
+            if failed:
+                self._manager.reload()
             self._check_data(step)
             return step, restored
         if failed:
@@ -136,6 +149,19 @@ class Checkpoints:
                 f"({failed[max(failed)]}). Move them away to start anew, or take another --workdir."
             )
         return 0, state
+
+    def _find_damaged(self) -> dict[int, str]:
+        """Returns which steps are damaged and how, where all are; otherwise they are set aside."""
+        steps, damaged = _steps(self.directory), {}
+        for step in steps:
+            try:
+                _verify(self.directory / str(step))
+            except (UserError, OSError, ValueError) as error:
+                damaged[step] = _reason(error)
+        if len(damaged) == len(steps):
+            return damaged
+        self._set_aside(damaged)
+        return {}
 
     def _check_data(self, step: int) -> None:
         saved = _read_metadata(self.directory / str(step)).get(FINGERPRINT)
@@ -151,9 +177,7 @@ class Checkpoints:
             target.parent.mkdir(exist_ok=True)
             shutil.rmtree(target, ignore_errors=True)
             (self.directory / str(step)).rename(target)
-            logging.error("Step %d is damaged (%s): moved to %s; an earlier one is used.", step, reason, target)
-        if failed:
-            self._manager.reload()
+            logging.error("Step %d is damaged (%s): moved to %s; another one is used.", step, reason, target)
 
     def _restore(self, step: int, state: TrainState) -> TrainState:
         shape = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
@@ -183,7 +207,7 @@ def restore_model(directory: Path, step: int | str) -> tuple[int, dict[str, PyTr
       UserError: no such step, or it is damaged.
     """
     directory = directory.absolute()
-    steps = sorted(int(path.name) for path in directory.iterdir() if path.name.isdigit()) if directory.is_dir() else []
+    steps = _steps(directory)
     if not steps:
         raise UserError(f"There is no checkpoint in {directory}: train first, or take another --workdir.")
     number = steps[-1] if step == "latest" else _best(directory, steps) if step == "best" else step
@@ -204,6 +228,10 @@ def restore_model(directory: Path, step: int | str) -> tuple[int, dict[str, PyTr
             f"{', '.join(map(str, steps))}."
         ) from None
     return number, model, metadata
+
+
+def _steps(directory: Path) -> list[int]:
+    return sorted(int(path.name) for path in directory.iterdir() if path.name.isdigit()) if directory.is_dir() else []
 
 
 def _best(directory: Path, steps: list[int]) -> int:

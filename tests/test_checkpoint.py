@@ -138,6 +138,22 @@ def test_a_flipped_bit_is_noticed_and_the_step_before_is_taken(tmp_path, caplog)
     assert (tmp_path.with_name(tmp_path.name + ".damaged") / "2").is_dir()
 
 
+def test_a_damaged_score_is_set_aside_as_well(tmp_path):
+    """Orbax reads the scores of all steps when it starts."""
+    with Checkpoints(tmp_path, METADATA) as checkpoints:
+        checkpoints.save(1, make_state(1), 0.5)
+        checkpoints.save(2, make_state(2), 0.6)
+    (tmp_path / "1" / "metrics" / "metrics").write_text("{")
+    with Checkpoints(tmp_path, METADATA) as checkpoints:
+        assert checkpoints.restore(make_state(0))[0] == 2
+        assert checkpoints.best_step == 2
+    assert (tmp_path.with_name(tmp_path.name + ".damaged") / "1").is_dir()
+    (tmp_path / "2" / "metrics" / "metrics").write_text("{")
+    with pytest.raises(UserError, match=r"are damaged \(metrics/metrics is damaged or missing\)"):
+        Checkpoints(tmp_path, METADATA)
+    assert steps_of(tmp_path) == [2]
+
+
 def test_all_damaged_is_an_error_and_nothing_is_deleted(tmp_path):
     with Checkpoints(tmp_path, METADATA) as checkpoints:
         checkpoints.save(1, make_state(1))
