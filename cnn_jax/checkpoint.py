@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -120,13 +121,13 @@ class Checkpoints:
                 "command: it goes on from the last checkpoint."
             ) from error
 
-    def restore(self, state: TrainState) -> tuple[int, TrainState]:
-        """Returns the latest intact step and its state; 0 and `state` itself where nothing was saved.
+    def restore(self, like: Callable[[int], TrainState]) -> tuple[int, TrainState] | None:
+        """Returns the latest intact step and its state; None where nothing was saved.
 
         Damaged steps after it are moved to a folder beside this one, so that the run can save them anew.
 
         Args:
-          state: of the shapes, types and devices to restore to.
+          like: takes the step; returns a state of the shapes, types and devices to restore to.
 
         Raises:
           UserError: every step is damaged, or they belong to another network or to other data.
@@ -134,7 +135,7 @@ class Checkpoints:
         failed = dict(self._damaged)
         for step in sorted(set(self._manager.all_steps()) - set(failed), reverse=True):
             try:
-                restored = self._restore(step, state)
+                restored = self._restore(step, like(step))
             except Exception as error:  # what damage raises depends on the byte it hit
                 failed[step] = _reason(error)
                 continue
@@ -148,7 +149,7 @@ class Checkpoints:
                 f"None of the {len(failed)} checkpoints in {self.directory} can be restored "
                 f"({failed[max(failed)]}). Move them away to start anew, or take another --workdir."
             )
-        return 0, state
+        return None
 
     def _find_damaged(self) -> dict[int, str]:
         """Returns which steps are damaged and how, where all are; otherwise they are set aside."""

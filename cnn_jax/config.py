@@ -4,6 +4,7 @@ import difflib
 import importlib.util
 import json
 import math
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -45,6 +46,27 @@ def _tuple(item: Rule, length: int | None = None) -> Rule:
     )
 
 
+def _either(empty: Rule, rule: Rule) -> Rule:
+    return Rule(lambda v: empty.allows(v) or rule.allows(v), f"{rule.meaning}; or {empty.meaning}")
+
+
+def _is_pattern(value: Any) -> bool:
+    try:
+        return isinstance(value, str) and bool(value) and re.compile(value) is not None
+    except re.error:
+        return False
+
+
+def _is_group(value: Any) -> bool:
+    return (
+        isinstance(value, tuple | list) and len(value) == 2 and _PATTERN.allows(value[0]) and _FACTOR.allows(value[1])
+    )
+
+
+_FACTOR = _number(0)
+_PATTERN = Rule(_is_pattern, "a regular expression for names or paths of modules (see cnn_jax/partition.py), or 'all'")
+_GROUP = Rule(_is_group, "a pair (pattern, factor of the learning rate)")
+_OWN = Rule(lambda v: v in ((), []), "() for the network's own")
 _FLAG = Rule(lambda v: type(v) is bool, "true or false")
 _TEXT = Rule(lambda v: isinstance(v, str), "text")
 
@@ -71,8 +93,8 @@ RULES = {
     "data.train_examples": _whole(0),
     "data.split_seed": Rule(lambda v: type(v) is int and 0 <= v < 2**32, "a whole number from 0 to 2^32 - 1"),
     "data.image_size": _whole(0),
-    "data.mean": _tuple(_number(-math.inf), 3),
-    "data.std": _tuple(_number(1e-6), 3),
+    "data.mean": _either(_OWN, _tuple(_number(-math.inf), 3)),
+    "data.std": _either(_OWN, _tuple(_number(1e-6), 3)),
     "optimizer.name": _one_of("sgd", "adam"),
     "optimizer.learning_rate": _number(0),
     "optimizer.momentum": _number(0, 1),
@@ -82,6 +104,12 @@ RULES = {
     "optimizer.weight_decay": _number(0),
     "optimizer.schedule": _one_of("constant", "linear", "cosine"),
     "optimizer.warmup_epochs": _number(0),
+    "optimizer.groups": _tuple(_GROUP),
+    "finetune.epochs": _whole(0),
+    "finetune.trainable": _PATTERN,
+    "finetune.learning_rate": _number(0),
+    "features.cache": _FLAG,
+    "features.dir": _TEXT,
     "augment.flip": _FLAG,
     "augment.shift": _number(0, 1),
     "augment.rotate": _number(0),
@@ -92,7 +120,15 @@ RULES = {
 }
 
 # The keys under `model`, by `model.name`: the fields of the networks in cnn_jax.models.
+_TRANSFER = {
+    "weights": _TEXT,
+    "hidden": _tuple(_whole(1)),
+    "dropout": _tuple(_number(0, 1)),
+    "trainable": _PATTERN,
+}
 MODEL_RULES = {
+    "inception_resnet_v2": _TRANSFER,
+    "efficientnet_lite0": _TRANSFER,
     "cnn": {
         "widths": _tuple(_whole(1)),
         "convs_per_block": _whole(1),
@@ -101,11 +137,12 @@ MODEL_RULES = {
         "bn_momentum": _number(0, 1),
         "bn_epsilon": _number(0),
         "dropout": _tuple(_number(0, 1)),
+        "trainable": _PATTERN,
     },
 }
 
 # What changes where a run finds things or how often it reports, but no number that it computes.
-FREE = ("data.dir", "steps_per_call", "tensorboard", "checkpoint.epochs", "checkpoint.minutes")
+FREE = ("data.dir", "features.dir", "steps_per_call", "tensorboard", "checkpoint.epochs", "checkpoint.minutes")
 
 
 def load(path: str | Path) -> ConfigDict:
@@ -177,6 +214,20 @@ def validate(config: ConfigDict) -> None:
             raise UserError(f"config.{key} is {values[key]!r}; it must be {rule.meaning}.")
 
 
+def phases(config: ConfigDict) -> list[ConfigDict]:
+    """Returns the configuration of each phase of a run: the run itself and, if asked for, its fine-tuning.
+
+    The second is the first with the three keys of `config.finetune` in their places.
+    """
+    if not config.finetune.epochs:
+        return [config]
+    second = config.copy_and_resolve_references()
+    second.epochs = config.finetune.epochs
+    second.model.trainable = config.finetune.trainable
+    second.optimizer.learning_rate = config.finetune.learning_rate
+    return [config, second]
+
+
 def unknown_key(key: str, known: list[str]) -> str:
     """Says that there is no such key, and which one may have been meant."""
     # Compared by the last part too: `learning_rate` for `optimizer.learning_rate`.
@@ -202,9 +253,10 @@ def check_same(config: ConfigDict, path: Path) -> None:
     except ValueError:
         raise UserError(f"{path} is damaged: restore it, or take another --workdir.") from None
     asked = flatten(json.loads(json.dumps(config.to_dict())))
+    held = _defaults() | held  # a run of an earlier version may lack keys that were added since
     differ = [
         f"config.{key} is {held.get(key)!r} there and {asked.get(key)!r} here"
-        for key in [*asked, *(key for key in held if key not in asked)]
+        for key in asked | held
         if key not in FREE and held.get(key) != asked.get(key)
     ]
     if differ:
@@ -213,3 +265,10 @@ def check_same(config: ConfigDict, path: Path) -> None:
             f"{path.parent} holds another run: {'; '.join(differ[:3])}{more}. Take another --workdir, or the same "
             "configuration to go on with that run."
         )
+
+
+def _defaults() -> dict[str, Any]:
+    """What keys that belong to no network are unless a stage says otherwise; empty where there is no clone."""
+    path = ROOT / "configs" / "base.py"
+    base = flatten(load(path)) if path.is_file() else {}
+    return {key: json.loads(json.dumps(value)) for key, value in base.items() if not key.startswith("model.")}

@@ -1,6 +1,7 @@
 """Fetching a file once: with a progress bar, a checksum, and no loss when it is interrupted."""
 
 import hashlib
+import os
 import threading
 import urllib.error
 import urllib.request
@@ -15,31 +16,39 @@ CONNECT_SECONDS = 8
 _BLOCK = 1 << 20
 
 
-def fetch(url: str, path: Path, sha256: str, remedy: str) -> Path:
-    """Downloads `url` to `path`, unless it is there already, and verifies it.
+def cache_directory() -> Path:
+    """Where fetched files are kept: `$CNN_JAX_CACHE`, `$XDG_CACHE_HOME/cnn_jax` or `~/.cache/cnn_jax`."""
+    if own := os.environ.get("CNN_JAX_CACHE"):
+        return Path(own).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "cnn_jax"
+
+
+def fetch(url: str, path: Path, digest: str, remedy: str) -> Path:
+    """Downloads `url` to `path`, unless it is there already, and verifies it in either case.
 
     An interrupted download leaves `path` + ".partial", from which the next call goes on.
 
     Args:
       url: the address.
       path: where to put the file.
-      sha256: what its content must hash to, in hexadecimal.
+      digest: what its content must hash to; see `verify`.
       remedy: the end of the error message: what to do where there is no network.
 
     Raises:
-      UserError: no answer within `CONNECT_SECONDS`, or the content is not what it should be.
+      UserError: no answer within `CONNECT_SECONDS`, no place to put it, or the content is not what it should be.
     """
     if path.exists():
+        verify(path, digest)
         return path
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         _download(url, partial)
     except OSError as error:
         reason = getattr(error, "reason", error) or type(error).__name__
         raise UserError(f"Cannot fetch {url} ({reason}). {remedy}") from None
     try:
-        verify(partial, sha256)
+        verify(partial, digest)
     except UserError:
         partial.unlink()  # it is complete and wrong: going on from it could never end well
         raise
@@ -47,14 +56,17 @@ def fetch(url: str, path: Path, sha256: str, remedy: str) -> Path:
     return path
 
 
-def verify(path: Path, sha256: str) -> None:
-    """Raises a `UserError` unless the content of `path` hashes to `sha256`."""
+def verify(path: Path, digest: str) -> None:
+    """Raises a `UserError` unless the content of `path` hashes to `digest`: a SHA-256 in hexadecimal, or "md5:..."."""
+    name, _, expected = digest.rpartition(":")
+    name = name or "sha256"
     with path.open("rb") as file:
-        actual = hashlib.file_digest(file, "sha256").hexdigest()
-    if actual != sha256:
+        # MD5 protects against damage here, not against an attacker: some systems provide it for that alone.
+        actual = hashlib.file_digest(file, lambda: hashlib.new(name, usedforsecurity=False)).hexdigest()
+    if actual != expected:
         raise UserError(
-            f"{path} ({path.stat().st_size:,} bytes) is damaged, truncated or another file: its SHA-256 is "
-            f"{actual[:16]}..., it should be {sha256[:16]}.... Remove it and fetch it again."
+            f"{path} ({path.stat().st_size:,} bytes) is damaged, truncated or another file: its {name.upper()} is "
+            f"{actual[:16]}..., it should be {expected[:16]}.... Remove it and fetch it again."
         )
 
 

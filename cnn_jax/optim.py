@@ -3,7 +3,9 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
+from jaxtyping import PyTree
 
 from cnn_jax.errors import UserError
 
@@ -31,11 +33,19 @@ def make_schedule(config: Any, total_steps: int, steps_per_epoch: float) -> opta
     return optax.join_schedules([rise, decay], [warmup])
 
 
-def make_optimizer(config: Any, schedule: optax.Schedule) -> optax.GradientTransformation:
+def make_optimizer(
+    config: Any, schedule: optax.Schedule, factors: PyTree | None = None
+) -> optax.GradientTransformation:
     """Returns the optimizer that `config.optimizer` describes.
 
     Weight decay is decoupled (Loshchilov and Hutter 2019, arXiv:1711.05101): it is multiplied by the learning rate but
     never enters the moments. It spares biases and BatchNorm's scale.
+
+    Args:
+      config: `config.optimizer`.
+      schedule: the learning rate as a function of the step.
+      factors: multiplies the learning rate of each parameter: a tree of numbers like the parameters, with None where
+        one is not trained; None for 1 everywhere.
 
     Raises:
       UserError: no such optimizer.
@@ -52,6 +62,8 @@ def make_optimizer(config: Any, schedule: optax.Schedule) -> optax.GradientTrans
     chain = [rules[config.name]()]
     if config.weight_decay:
         chain.append(optax.add_decayed_weights(config.weight_decay, mask=_is_kernel))
+    if any(factor != 1 for factor in jax.tree.leaves(factors)):
+        chain.append(optax.stateless(lambda updates, _: jax.tree.map(jnp.multiply, updates, factors)))
     return optax.chain(*chain, optax.scale_by_learning_rate(schedule))
 
 

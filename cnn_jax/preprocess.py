@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
 
+Colour = tuple[float, float, float]
+
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
@@ -19,13 +21,13 @@ class Preprocessing:
     """
 
     image_size: int = 0
-    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    mean: Colour = (0.0, 0.0, 0.0)
+    std: Colour = (1.0, 1.0, 1.0)
 
     @classmethod
-    def from_config(cls, config: Any) -> "Preprocessing":
-        """Builds it from `config.data`."""
-        return cls(config.image_size, tuple(config.mean), tuple(config.std))
+    def from_config(cls, config: Any, mean: Colour = (0.0, 0.0, 0.0), std: Colour = (1.0, 1.0, 1.0)) -> "Preprocessing":
+        """Builds it from `config.data`, whose mean and std may be empty for those of the network, given here."""
+        return cls(config.image_size, tuple(config.mean) or mean, tuple(config.std) or std)
 
     @classmethod
     def from_metadata(cls, fields: dict[str, Any]) -> "Preprocessing":

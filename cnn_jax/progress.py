@@ -33,13 +33,17 @@ class Progress:
         self._task = self._bar.add_task("compiling", total=total, completed=first_step, numbers="")
 
     def __enter__(self) -> "Progress":
-        self._bar.start()
+        self.start()
         return self
 
     def __exit__(self, *_) -> None:
-        self._bar.stop()
+        self.stop()
 
-    def finish(self) -> None:
+    def start(self) -> None:
+        """Shows the bar."""
+        self._bar.start()
+
+    def stop(self) -> None:
         """Takes the bar away."""
         self._bar.stop()
 

@@ -4,10 +4,12 @@
 arguments, under `jax.pmap` or `shard_map` with an axis name, and under `jax.vmap` over (state, batch, key).
 """
 
+import contextlib
 from collections.abc import Callable
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import flax.linen as nn
+import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import optax
@@ -17,14 +19,19 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree, UInt8
 from cnn_jax import rng
 from cnn_jax.augment import Augmentation
 from cnn_jax.metrics import Classification, TrainMetrics
+from cnn_jax.partition import Partition
 from cnn_jax.preprocess import Preprocessing
 from cnn_jax.state import TrainState
 
 
 class Batch(TypedDict):
-    """What the steps take: stored images, labels, and which of them are real rather than padding."""
+    """What the steps take: stored images, labels, and which of them are real rather than padding.
 
-    image: UInt8[Array, "batch height width 3"]
+    Instead of images there may be features, which a frozen backbone computed of them (see `cnn_jax.features`).
+    """
+
+    image: NotRequired[UInt8[Array, "batch height width 3"]]
+    features: NotRequired[Float[Array, "batch features"]]
     label: Int[Array, " batch"]
     mask: Bool[Array, " batch"]
 
@@ -33,18 +40,18 @@ def gather(arrays: dict[str, Any], row: dict[str, Any]) -> Batch:
     """Picks a batch out of a data set on the device.
 
     Args:
-      arrays: "image" `[n, height, width, 3]` and "label" `[n]`.
+      arrays: "image" `[n, height, width, 3]` or "features" `[n, features]`, and "label" `[n]`.
       row: "index" int32 `[batch]` and "mask" bool `[batch]`.
     """
-    return {
-        "image": arrays["image"][row["index"]],
-        "label": arrays["label"][row["index"]],
-        "mask": row["mask"],
-    }
+    return {name: array[row["index"]] for name, array in arrays.items()} | {"mask": row["mask"]}
 
 
 def init_state(
-    model: nn.Module, optimizer: optax.GradientTransformation, key: PRNGKeyArray, image_size: tuple[int, int]
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    key: PRNGKeyArray,
+    image_size: tuple[int, int],
+    partition: Partition | None = None,
 ) -> TrainState:
     """Returns the state at step 0.
 
@@ -53,6 +60,7 @@ def init_state(
       optimizer: makes `opt_state`.
       key: the run's root key; the stream "init" is drawn from it.
       image_size: height and width of what the network sees.
+      partition: which parameters are trained; None for all.
     """
     images = jnp.zeros((1, *image_size, 3))
     variables = model.init(rng.stream(key, "init"), images, train=False)
@@ -61,7 +69,7 @@ def init_state(
         step=jnp.zeros((), jnp.int32),
         params=params,
         batch_stats=variables.get("batch_stats", {}),
-        opt_state=optimizer.init(params),
+        opt_state=optimizer.init(partition.trained(params) if partition else params),
     )
 
 
@@ -82,6 +90,7 @@ def make_train_step(
     *,
     preprocess: Preprocessing,
     augment: Augmentation,
+    partition: Partition | None = None,
     label_smoothing: float = 0.0,
     diagnostics: bool = False,
     axis_name: str | None = None,
@@ -93,11 +102,15 @@ def make_train_step(
       optimizer: turns gradients into updates.
       preprocess: what is done to every image, also at test time.
       augment: what is done to training images alone.
+      partition: which parameters are trained, and which BatchNorms keep their statistics; None for all and none.
       label_smoothing: see `cross_entropy`.
       diagnostics: also report gradient norms and dead ReLUs a layer.
       axis_name: the mapped axis over which the batch is spread, under `jax.pmap`.
     """
     mutable = ["batch_stats", "diagnostics"] if diagnostics else ["batch_stats"]
+    split, merge, still = (lambda params: params), (lambda trained, params: trained), contextlib.nullcontext
+    if partition:
+        split, merge, still = partition.trained, partition.merge, partition.apply
 
     def train_step(state: TrainState, batch: Batch, key: PRNGKeyArray) -> tuple[TrainState, clu_metrics.Collection]:
         augment_key, dropout_key = (rng.stream(key, name, state.step) for name in ("augment", "dropout"))
@@ -107,24 +120,26 @@ def make_train_step(
             offset = device * batch["mask"].shape[0]
             dropout_key = jax.random.fold_in(dropout_key, device)
             count = jax.lax.psum(count, axis_name)
-        images = preprocess.normalise(augment(preprocess.scale(batch["image"]), augment_key, offset))
+        if "features" in batch:
+            inputs = batch["features"]
+        else:
+            inputs = preprocess.normalise(augment(preprocess.scale(batch["image"]), augment_key, offset))
 
-        def loss_fn(params):
-            logits, updated = model.apply(
-                {"params": params, "batch_stats": state.batch_stats},
-                images,
-                train=True,
-                mutable=mutable,
-                rngs={"dropout": dropout_key},
-            )
+        def loss_fn(trained):
+            variables = {"params": merge(trained, state.params), "batch_stats": state.batch_stats}
+            with still():
+                logits, updated = model.apply(
+                    variables, inputs, train=True, mutable=mutable, rngs={"dropout": dropout_key}
+                )
             losses = cross_entropy(logits, batch["label"], label_smoothing)
             # Divided by the examples of all devices: the gradients of the parts then add up to that of the whole.
             return jnp.where(batch["mask"], losses, 0).sum() / count, (logits, losses, updated)
 
-        grads, (logits, losses, updated) = jax.grad(loss_fn, has_aux=True)(state.params)
+        trained = split(state.params)
+        grads, (logits, losses, updated) = jax.grad(loss_fn, has_aux=True)(trained)
         if axis_name is not None:
             grads = jax.lax.psum(grads, axis_name)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        updates, opt_state = optimizer.update(grads, state.opt_state, trained)
         metrics = TrainMetrics.single_from_model_output(
             logits=logits,
             labels=batch["label"],
@@ -136,7 +151,7 @@ def make_train_step(
             metrics = jax.lax.psum(metrics, axis_name)
         state = state.replace(
             step=state.step + 1,
-            params=optax.apply_updates(state.params, updates),
+            params=merge(optax.apply_updates(trained, updates), state.params),
             batch_stats=updated.get("batch_stats", {}),
             opt_state=opt_state,
         )
@@ -151,7 +166,8 @@ def make_eval_step(
     """Builds `eval_step(variables, batch) -> metrics`, which counts the examples that the mask marks as real."""
 
     def eval_step(variables: dict[str, PyTree], batch: Batch) -> Classification:
-        logits = model.apply(variables, preprocess(batch["image"]), train=False)
+        inputs = batch["features"] if "features" in batch else preprocess(batch["image"])
+        logits = model.apply(variables, inputs, train=False)
         losses = cross_entropy(logits, batch["label"])
         return Classification.single_from_model_output(
             logits=logits, labels=batch["label"], loss=losses, mask=batch["mask"]
@@ -162,9 +178,8 @@ def make_eval_step(
 
 def _diagnose(grads: PyTree, updated: PyTree) -> dict[str, jax.Array]:
     """Gradient norm of each layer's kernel and share of its ReLUs that were zero on the whole batch."""
-    norms = {
-        f"grad_norm/{layer}": jnp.linalg.norm(leaves["kernel"]) for layer, leaves in grads.items() if "kernel" in leaves
-    }
+    kernels = {path[:-1]: grad for path, grad in flax.traverse_util.flatten_dict(grads).items() if path[-1] == "kernel"}
+    norms = {f"grad_norm/{'/'.join(path)}": jnp.linalg.norm(grad) for path, grad in kernels.items() if grad is not None}
     sown = updated.get("diagnostics", {})
     dead = {f"dead_relu/{name.removeprefix('dead_')}": values[0] for name, values in sown.items()}
     return norms | dead

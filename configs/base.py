@@ -31,8 +31,8 @@ def get_config() -> ConfigDict:
                 "validation": 0.1,  # cut from train: a fraction, or a count; 0: none
                 "split_seed": 0,
                 "image_size": 32,  # resized on the device; 0: as stored
-                "mean": (0.0, 0.0, 0.0),  # subtracted a channel, after scaling to [0, 1]
-                "std": (1.0, 1.0, 1.0),  # divides a channel
+                "mean": (0.0, 0.0, 0.0),  # subtracted a channel, after scaling to [0, 1]; (): the network's own
+                "std": (1.0, 1.0, 1.0),  # divides a channel; (): the network's own
             },
             "model": {
                 "name": "cnn",
@@ -43,6 +43,7 @@ def get_config() -> ConfigDict:
                 "bn_momentum": 0.99,
                 "bn_epsilon": 1e-3,
                 "dropout": (),  # after each block and each hidden layer: (a, b, c, d)
+                "trainable": "all",  # or a pattern for modules, such as "head"; the others stay as they are
             },
             "optimizer": {
                 "name": "sgd",  # or "adam"
@@ -54,6 +55,16 @@ def get_config() -> ConfigDict:
                 "weight_decay": 0.0,  # decoupled
                 "schedule": "constant",  # or "linear" or "cosine", to zero
                 "warmup_epochs": 0.0,
+                "groups": (),  # ((pattern, factor), ...): the learning rate of these modules times the factor
+            },
+            "finetune": {  # a second phase, after `epochs`; its schedule starts anew
+                "epochs": 0,  # 0: none
+                "trainable": "all",  # in the place of model.trainable
+                "learning_rate": 1e-4,  # in the place of optimizer.learning_rate
+            },
+            "features": {  # of a frozen backbone, where nothing is augmented
+                "cache": True,  # computed once and kept on disk, not in every epoch
+                "dir": "",  # where; empty for the workdir. Runs with the same backbone and images can share one
             },
             "augment": {
                 "flip": False,  # mirror half of the images

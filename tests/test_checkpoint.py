@@ -27,6 +27,11 @@ def make_state(value: float, size: int = 300) -> TrainState:
     )
 
 
+def like(step):
+    """What to restore to."""
+    return make_state(0)
+
+
 def assert_equal(a, b):
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
@@ -37,10 +42,10 @@ def steps_of(directory):
 
 def test_round_trip(tmp_path):
     with Checkpoints(tmp_path, METADATA) as checkpoints:
-        assert checkpoints.restore(make_state(0))[0] == 0
+        assert checkpoints.restore(like) is None
         checkpoints.save(7, make_state(7))
     with Checkpoints(tmp_path, METADATA) as checkpoints:
-        step, state = checkpoints.restore(make_state(0))
+        step, state = checkpoints.restore(like)
     assert step == 7
     assert_equal(state, make_state(7))
 
@@ -49,7 +54,7 @@ def test_without_statistics(tmp_path):
     """The baseline has no BatchNorm, so its batch_stats are empty."""
     with Checkpoints(tmp_path, METADATA) as checkpoints:
         checkpoints.save(1, make_state(1).replace(batch_stats={}))
-        assert checkpoints.restore(make_state(0).replace(batch_stats={}))[1].batch_stats == {}
+        assert checkpoints.restore(lambda _: make_state(0).replace(batch_stats={}))[1].batch_stats == {}
 
 
 def test_the_latest_and_the_best_are_kept(tmp_path):
@@ -81,7 +86,7 @@ def test_saving_a_step_twice_keeps_the_first(tmp_path):
     with Checkpoints(tmp_path, METADATA) as checkpoints:
         checkpoints.save(1, make_state(1), 0.5)
         checkpoints.save(1, make_state(2))
-        assert_equal(checkpoints.restore(make_state(0))[1], make_state(1))
+        assert_equal(checkpoints.restore(like)[1], make_state(1))
 
 
 def test_inference_reads_model_and_metadata_alone(tmp_path):
@@ -109,7 +114,7 @@ def test_saved_on_four_devices_restored_on_one(tmp_path):
     spread = jax.device_put(make_state(5), NamedSharding(mesh, PartitionSpec()))
     with Checkpoints(tmp_path, METADATA) as checkpoints:
         checkpoints.save(5, spread)
-        _, state = checkpoints.restore(make_state(0))
+        _, state = checkpoints.restore(like)
     assert_equal(state, make_state(5))
     assert {len(leaf.sharding.device_set) for leaf in jax.tree.leaves(state)} == {1}
 
@@ -130,7 +135,7 @@ def test_a_flipped_bit_is_noticed_and_the_step_before_is_taken(tmp_path, caplog)
         checkpoints.save(2, make_state(2))
     damage(tmp_path, 2)
     with Checkpoints(tmp_path, METADATA) as checkpoints:
-        step, state = checkpoints.restore(make_state(0))
+        step, state = checkpoints.restore(like)
     assert step == 1
     assert_equal(state, make_state(1))
     assert "Step 2 is damaged" in caplog.text
@@ -145,7 +150,7 @@ def test_a_damaged_score_is_set_aside_as_well(tmp_path):
         checkpoints.save(2, make_state(2), 0.6)
     (tmp_path / "1" / "metrics" / "metrics").write_text("{")
     with Checkpoints(tmp_path, METADATA) as checkpoints:
-        assert checkpoints.restore(make_state(0))[0] == 2
+        assert checkpoints.restore(like)[0] == 2
         assert checkpoints.best_step == 2
     assert (tmp_path.with_name(tmp_path.name + ".damaged") / "1").is_dir()
     (tmp_path / "2" / "metrics" / "metrics").write_text("{")
@@ -159,14 +164,14 @@ def test_all_damaged_is_an_error_and_nothing_is_deleted(tmp_path):
         checkpoints.save(1, make_state(1))
     damage(tmp_path, 1)
     with Checkpoints(tmp_path, METADATA) as checkpoints, pytest.raises(UserError, match="damaged or missing"):
-        checkpoints.restore(make_state(0))
+        checkpoints.restore(like)
 
 
 def test_another_network_is_an_error(tmp_path):
     with Checkpoints(tmp_path, METADATA) as checkpoints:
         checkpoints.save(1, make_state(1))
         with pytest.raises(UserError, match="None of the 1 checkpoints"):
-            checkpoints.restore(make_state(0, size=301))
+            checkpoints.restore(lambda _: make_state(0, size=301))
 
 
 def test_a_save_that_was_killed_is_ignored(tmp_path):
@@ -174,6 +179,6 @@ def test_a_save_that_was_killed_is_ignored(tmp_path):
         checkpoints.save(1, make_state(1))
     (tmp_path / "2.orbax-checkpoint-tmp" / "model").mkdir(parents=True)
     with Checkpoints(tmp_path, METADATA) as checkpoints:
-        assert checkpoints.restore(make_state(0))[0] == 1
+        assert checkpoints.restore(like)[0] == 1
         checkpoints.save(2, make_state(2))
     assert json.loads((tmp_path / "2" / "sha256.json").read_text())

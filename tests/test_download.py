@@ -3,6 +3,7 @@
 import hashlib
 import http.server
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -75,6 +76,41 @@ def test_wrong_content_is_never_taken_for_the_file(server, tmp_path):
     with pytest.raises(UserError, match="damaged, truncated or another file"):
         download.fetch(server.url, tmp_path / "file.bin", "0" * 64, "")
     assert not list(tmp_path.iterdir())
+
+
+def test_md5_where_nothing_better_is_published(server, tmp_path):
+    path = tmp_path / "file.bin"
+    with pytest.raises(UserError, match=r"its MD5 is [0-9a-f]{16}\.\.\., it should be 0{16}\.\.\."):
+        download.fetch(server.url, path, f"md5:{'0' * 32}", "")
+    assert not path.exists()
+    download.fetch(server.url, path, f"md5:{hashlib.md5(CONTENT).hexdigest()}", "")
+    assert path.read_bytes() == CONTENT
+
+
+def test_a_file_that_is_there_is_verified_too(server, tmp_path):
+    path = tmp_path / "file.bin"
+    path.write_bytes(CONTENT[:-1])
+    with pytest.raises(UserError, match="damaged, truncated or another file: its SHA256 is"):
+        download.fetch(server.url, path, SHA256, "")
+    assert path.exists()  # it may be the user's own
+    assert server.starts == []
+
+
+def test_no_place_for_the_file(server, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"Cannot fetch .*file.* Do this\."):
+        download.fetch(server.url, tmp_path / "file" / "file.bin", SHA256, "Do this.")
+
+
+def test_where_the_cache_is(monkeypatch):
+    for name in ("CNN_JAX_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", "/home/ann")
+    assert download.cache_directory() == Path("/home/ann/.cache/cnn_jax")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/big/cache")
+    assert download.cache_directory() == Path("/big/cache/cnn_jax")
+    monkeypatch.setenv("CNN_JAX_CACHE", "~/weights")
+    assert download.cache_directory() == Path("/home/ann/weights")
 
 
 def test_no_server_is_one_clear_line(tmp_path):

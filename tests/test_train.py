@@ -17,7 +17,8 @@ from cnn_jax import data, dispatch
 from cnn_jax.errors import UserError
 from cnn_jax.progress import Progress
 from cnn_jax.summaries import read_metrics
-from cnn_jax.train import Trainer, train
+from cnn_jax.train import train
+from cnn_jax.trainer import Trainer
 
 TOTAL = 25  # steps of small_config: 2 epochs of 200 images in batches of 16
 COMMAND = [sys.executable, "-m", "cnn_jax.main", "--config=tests/small_config.py"]

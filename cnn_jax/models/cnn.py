@@ -98,11 +98,10 @@ class CNN(nn.Module):
             self.sow("diagnostics", f"dead_{layer}", dead.astype(jnp.float32).mean())
         if self.batch_norm:
             x = nn.BatchNorm(
-                use_running_average=not train,
                 momentum=self.bn_momentum,
                 epsilon=self.bn_epsilon,
                 dtype=self.dtype,
                 axis_name=self.axis_name,
                 name=f"{layer}_bn",
-            )(x)
+            )(x, use_running_average=not train)
         return x

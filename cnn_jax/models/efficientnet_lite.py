@@ -1,0 +1,149 @@
+"""EfficientNet-Lite0 as a feature extractor: the mobile network without squeeze-and-excitation and with ReLU6."""
+
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from cnn_jax.errors import UserError
+from cnn_jax.ops.depthwise import depthwise
+
+# (blocks, kernel size, stride of the first, expansion, channels), in order.
+STAGES = (
+    (1, 3, 1, 1, 16),
+    (2, 3, 2, 6, 24),
+    (2, 5, 2, 6, 40),
+    (3, 3, 2, 6, 80),
+    (3, 5, 1, 6, 112),
+    (4, 5, 2, 6, 192),
+    (1, 3, 1, 6, 320),
+)
+SMALLEST = 32  # pixels: the strides multiply to it, so that below it the last layers see one pixel and padding
+
+
+class EfficientNetLite0(nn.Module):
+    """A stem, 16 inverted residual blocks, a 1x1 convolution to 1,280 channels, global average pooling.
+
+    Padding is that of TensorFlow's "SAME", BatchNorm has momentum 0.99 and epsilon 1e-3, as in the original
+    (Tan and Le, EfficientNet, ICML 2019; github.com/tensorflow/tpu, models/official/efficientnet/lite). Its
+    classifier and its stochastic depth are left out.
+
+    Attributes:
+      dtype: what the layers compute in; parameters, statistics and features are float32.
+      axis_name: mapped axis over which batch statistics are averaged, under `jax.pmap`.
+      num_features: length of the features.
+      mean: what was subtracted from images in [0, 1] in its training, a channel.
+      std: what they were divided by then.
+    """
+
+    dtype: Any = jnp.float32
+    axis_name: str | None = None
+
+    num_features: ClassVar[int] = 1280
+    mean: ClassVar[tuple[float, float, float]] = (127 / 255,) * 3
+    std: ClassVar[tuple[float, float, float]] = (128 / 255,) * 3
+
+    @nn.compact
+    def __call__(self, images: Float[Array, "batch height width 3"], *, train: bool) -> Float[Array, "batch 1280"]:
+        """Returns the features of normalised images, (image01 - mean) / std.
+
+        With `train`, statistics are those of the batch (make the collection "batch_stats" mutable).
+
+        Raises:
+          UserError: the images are too small.
+        """
+        if min(images.shape[1:3]) < SMALLEST:
+            raise UserError(
+                f"Images of {images.shape[1]}x{images.shape[2]} pixels are too small for EfficientNet-Lite0: set "
+                f"config.data.image_size to at least {SMALLEST} (it was trained at 224)."
+            )
+        shared = {"dtype": self.dtype, "axis_name": self.axis_name}
+        x = images.astype(self.dtype)
+        x = ConvBN(32, kernel=3, stride=2, relu6=True, name="stem", **shared)(x, train=train)
+        number = 0
+        for blocks, kernel, first_stride, expansion, channels in STAGES:
+            for index in range(blocks):
+                number += 1
+                stride = 1 if index else first_stride
+                block = InvertedResidual(channels, kernel, stride, expansion, name=f"block{number}", **shared)
+                x = block(x, train=train)
+        x = ConvBN(self.num_features, relu6=True, name="top", **shared)(x, train=train)
+        return x.astype(jnp.float32).mean((1, 2))
+
+
+class InvertedResidual(nn.Module):
+    """A 1x1 convolution to more channels, a depthwise one, and a linear 1x1 one to few; plus the input where it fits.
+
+    Attributes:
+      channels: of the output.
+      kernel: height and width of the depthwise convolution.
+      stride: of the depthwise convolution.
+      expansion: channels between, as a multiple of those of the input; 1 leaves the first convolution out.
+      dtype: what it computes in.
+      axis_name: mapped axis over which batch statistics are averaged.
+    """
+
+    channels: int
+    kernel: int
+    stride: int
+    expansion: int
+    dtype: Any = jnp.float32
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch height width in"], *, train: bool) -> Float[Array, "batch h w out"]:
+        """Returns the block's output."""
+        shared = {"dtype": self.dtype, "axis_name": self.axis_name}
+        shortcut, wide = x, x.shape[-1] * self.expansion
+        if self.expansion > 1:
+            x = ConvBN(wide, relu6=True, name="expand", **shared)(x, train=train)
+        depthwise = ConvBN(
+            wide, kernel=self.kernel, stride=self.stride, depthwise=True, relu6=True, name="depthwise", **shared
+        )
+        x = depthwise(x, train=train)
+        x = ConvBN(self.channels, name="project", **shared)(x, train=train)
+        return x + shortcut if x.shape == shortcut.shape else x
+
+
+class ConvBN(nn.Module):
+    """A convolution without bias, BatchNorm, and ReLU6 if wanted.
+
+    Attributes:
+      channels: of the output.
+      kernel: height and width of the kernel.
+      stride: in both directions.
+      depthwise: whether each channel is convolved by itself.
+      relu6: whether min(max(x, 0), 6) follows.
+      dtype: what it computes in.
+      axis_name: mapped axis over which batch statistics are averaged.
+    """
+
+    channels: int
+    kernel: int = 1
+    stride: int = 1
+    depthwise: bool = False
+    relu6: bool = False
+    dtype: Any = jnp.float32
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch height width in"], *, train: bool) -> Float[Array, "batch h w out"]:
+        """Returns the layer's output."""
+        # The gain of each output, a channel: Flax counts the fan-out of a depthwise kernel over all channels.
+        fan = "fan_in" if self.depthwise else "fan_out"
+        x = nn.Conv(
+            self.channels,
+            (self.kernel, self.kernel),
+            strides=self.stride,
+            padding="SAME",
+            feature_group_count=self.channels if self.depthwise else 1,
+            conv_general_dilated=depthwise if self.depthwise else None,
+            use_bias=False,
+            dtype=self.dtype,
+            kernel_init=nn.initializers.variance_scaling(2.0, fan, "normal"),
+            name="conv",
+        )(x)
+        batch_norm = nn.BatchNorm(momentum=0.99, epsilon=1e-3, dtype=self.dtype, axis_name=self.axis_name, name="bn")
+        x = batch_norm(x, use_running_average=not train)
+        return nn.relu6(x) if self.relu6 else x

@@ -1,0 +1,1 @@
+"""Operations that XLA runs slowly somewhere, written so that it does not."""

@@ -1,0 +1,256 @@
+"""A run, compiled: what a step, an evaluation and the state at step 0 are. Pure functions of (state, step)."""
+
+import dataclasses
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+from ml_collections import ConfigDict
+
+from cnn_jax import config as config_lib
+from cnn_jax import data, models, optim, rng, step, weights
+from cnn_jax.augment import Augmentation
+from cnn_jax.checkpoint import FINGERPRINT
+from cnn_jax.dispatch import make_chunk
+from cnn_jax.evaluation import make_evaluator
+from cnn_jax.features import FeatureCache
+from cnn_jax.metrics import NAMES, summarise, zeros_like
+from cnn_jax.partition import Partition
+from cnn_jax.preprocess import Preprocessing
+from cnn_jax.schedule import Schedule
+
+SPLITS = ("train", "validation", "test")
+RANDOM = "random"  # in the place of weights: a backbone that was never trained
+
+
+class Trainer:
+    """A configuration and a data set, compiled.
+
+    Attributes:
+      dataset: the data.
+      schedule: which step does what.
+      model: the network.
+      image_size: height and width of what it sees.
+      metadata: what inference must know of the run; JSON.
+    """
+
+    def __init__(self, config: ConfigDict, dataset: data.Dataset, features: Path | None = None):
+        """Reads the training and validation images; compiles when it is first used.
+
+        Args:
+          config: valid.
+          dataset: the data.
+          features: where those of a frozen backbone are kept; None: they are computed in every epoch anew.
+        """
+        self.dataset = dataset
+        self._config, self._key, self._features = config, rng.root(config.seed), features
+        epochs = config.epochs + config.finetune.epochs
+        self.schedule = Schedule(len(dataset.train), config.batch_size, epochs, config.steps_per_call)
+        self.model = models.build(config.model, len(dataset.class_names), config.dtype)
+        self._preprocess = Preprocessing.from_config(config.data, **models.normalisation(config.model))
+        self._images = {name: _read(getattr(dataset, name)) for name in SPLITS[:2]}
+        self._arrays: dict[tuple[str, bool], dict[str, jax.Array]] = {}
+        stored = self._images["train"]["image"]
+        self.image_size = jax.eval_shape(self._preprocess, stored[:1]).shape[1:3]
+        self.metadata = {
+            "config": config.to_dict(),
+            "class_names": list(dataset.class_names),
+            "input_size": list(stored.shape[1:3]),
+            "preprocessing": dataclasses.asdict(self._preprocess),
+            FINGERPRINT: _fingerprint(self._images),
+        }
+        self.phases = self._make_phases(config)
+        self._evaluate = make_evaluator(self.model, self._preprocess, config.eval_batch_size)
+        self._summarise = jax.jit(summarise)
+
+    def _make_phases(self, config: ConfigDict) -> list["Phase"]:
+        images = jax.ShapeDtypeStruct((1, *self.image_size, 3), np.float32)
+        variables = jax.eval_shape(lambda x: self.model.init(rng.root(0), x, train=False), images)
+        phases, stop, partition = [], 0, None
+        for own in config_lib.phases(config):
+            start, stop = stop, self.schedule.end_of_epoch(sum(p.config.epochs for p in phases) + own.epochs)
+            partition = Partition.of(variables, own.model.trainable, own.optimizer.groups, partition)
+            phases.append(Phase(own, self.model, self._preprocess, partition, start, stop, self.schedule))
+        return phases
+
+    def phase(self, now: int) -> "Phase":
+        """The phase of the step that starts at `now`; the last one at the end."""
+        return next((phase for phase in self.phases if now < phase.stop), self.phases[-1])
+
+    def init_state(self) -> step.TrainState:
+        """Returns the state at step 0.
+
+        Raises:
+          UserError: the weights of a backbone cannot be had.
+        """
+        first = self.phases[0]
+        source = self._config.model.get("weights", RANDOM)
+        init = jax.jit(lambda key: self._init(key, first))
+        if source == RANDOM:
+            return init(self._key)
+        shapes = jax.eval_shape(init, self._key)
+        of_backbone = {kind: tree["backbone"] for kind, tree in shapes.variables.items()}
+        loaded = jax.device_put(weights.load(self._config.model.name, source, of_backbone))
+        # Initialised on features: the backbone, which is loaded, is then neither compiled nor drawn at random.
+        features = jnp.zeros((1, self.model.network.num_features))
+        head = jax.jit(lambda key: self.model.init(rng.stream(key, "init"), features, train=False))(self._key)
+        params = {"backbone": loaded["params"], **head["params"]}
+        return step.TrainState(
+            step=jnp.zeros((), jnp.int32),
+            params=params,
+            batch_stats={"backbone": loaded["batch_stats"]},
+            opt_state=first.begin(params),
+        )
+
+    def _init(self, key: jax.Array, phase: "Phase") -> step.TrainState:
+        return step.init_state(self.model, phase.optimizer, key, self.image_size, phase.partition)
+
+    def like(self, now: int) -> step.TrainState:
+        """Returns the shapes, types and devices of what is saved at step `now`."""
+        phase = self.phase(max(now - 1, 0))
+        sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        shapes = jax.eval_shape(lambda key: self._init(key, phase), self._key)
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)
+
+    def must_prepare(self, now: int) -> bool:
+        """Whether `prepare` has something to do that may take long: features of a frozen backbone."""
+        return self._as_features(now) and not all((split, True) in self._arrays for split in SPLITS[:2])
+
+    def _as_features(self, now: int) -> bool:
+        return self._features is not None and self.phase(now).keeps_features
+
+    def prepare(self, variables: PyTree, now: int, stop: Callable[[], bool] = lambda: False) -> None:
+        """Puts on the device what the phase at step `now` trains on; features of a frozen backbone are computed once.
+
+        Raises:
+          cnn_jax.features.Stopped: `stop` said so; what there is of the features is kept.
+        """
+        for split in SPLITS[:2]:
+            self._inputs(variables, split, now, stop)
+
+    def update(self, state: step.TrainState, now: int) -> tuple[int, step.TrainState, dict[str, float]]:
+        """Trains from step `now` to the end of the chunk; returns that step, the state there and the chunk's metrics.
+
+        The buffers of `state` are reused: it must not be touched afterwards.
+        """
+        stop, phase = self.schedule.next_stop(now), self.phase(now)
+        if now and now == phase.start:
+            state = state.replace(opt_state=phase.begin(state.params))
+        rows = self.schedule.rows(self._config.seed, now, stop)
+        arrays = self._inputs(state.variables, "train", now)
+        state, metrics = phase.train(state, rows, arrays, self._key)
+        return stop, state, self._fetch(metrics) | {"learning_rate": phase.learning_rate(stop - 1)}
+
+    def evaluate(
+        self, variables: PyTree, split: str, now: int = 0, stop: Callable[[], bool] = lambda: False
+    ) -> dict[str, float]:
+        """Scores the network on "train", "validation" or "test", every image once; empty where there are none.
+
+        Args:
+          variables: {params, batch_stats}.
+          split: which images.
+          now: the step that `variables` are of: where its phase freezes the backbone, features are reused.
+          stop: see `prepare`.
+        """
+        arrays = self._inputs(variables, split, max(now - 1, 0), stop)
+        return self._fetch(self._evaluate(variables, arrays)) if len(arrays["label"]) else {}
+
+    def _inputs(
+        self, variables: PyTree, split: str, now: int, stop: Callable[[], bool] = lambda: False
+    ) -> dict[str, jax.Array]:
+        """A split on the device: as images, or as features where the phase at step `now` changes none of them."""
+        as_features = self._as_features(now)
+        if (split, as_features) not in self._arrays:
+            arrays = self._images.get(split) or _read(getattr(self.dataset, split))
+            if as_features:
+                batch = self._config.eval_batch_size
+                cache = FeatureCache(self._features, self.model, variables, self._preprocess, batch)
+                arrays = {"features": cache.get(arrays["image"], split, stop), "label": arrays["label"]}
+            self._arrays[split, as_features] = jax.device_put(arrays)
+        return self._arrays[split, as_features]
+
+    def _fetch(self, metrics: Any) -> dict[str, float]:
+        values = jax.device_get(self._summarise(metrics))
+        return {name: float(values[name]) for name in (*NAMES, *sorted(values.keys() - NAMES))}
+
+
+class Phase:
+    """Steps of a run in which the same parameters are trained by the same rule.
+
+    Attributes:
+      config: the run's, with what this phase changes.
+      partition: which parameters are trained.
+      optimizer: the rule.
+      start: its first step.
+      stop: the step after its last.
+    """
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        model: Any,
+        preprocess: Preprocessing,
+        partition: Partition,
+        start: int,
+        stop: int,
+        schedule: Schedule,
+    ):
+        """Builds the train step; compiles when it is first used."""
+        self.config, self.partition, self.start, self.stop = config, partition, start, stop
+        self._schedule = optim.make_schedule(config.optimizer, stop - start, schedule.steps_per_epoch)
+        factors = partition.factors(config.optimizer.groups)
+        self.optimizer = optim.make_optimizer(config.optimizer, self._schedule, factors)
+        augment = Augmentation.from_config(config.augment, preprocess.mean)
+        self.keeps_features = partition.freezes("backbone") and not augment
+        train_step = step.make_train_step(
+            model,
+            self.optimizer,
+            preprocess=preprocess,
+            augment=augment,
+            partition=partition,
+            label_smoothing=config.label_smoothing,
+            diagnostics=config.diagnostics,
+        )
+
+        def one_step(state, row, arrays, key):
+            return train_step(state, step.gather(arrays, row), key)
+
+        def body(carry, *arguments):
+            state, metrics = carry
+            state, update = one_step(state, *arguments)
+            return state, metrics.merge(update)
+
+        self._one_step, self._chunk = one_step, make_chunk(body)
+
+    def begin(self, params: PyTree) -> PyTree:
+        """Returns the optimizer's state at the first step."""
+        return jax.jit(self.optimizer.init)(self.partition.trained(params))
+
+    def learning_rate(self, now: int) -> float:
+        """That of the step that starts at `now`, for parameters of no group."""
+        return float(self._schedule(now - self.start))
+
+    def train(
+        self, state: step.TrainState, rows: dict[str, np.ndarray], arrays: dict[str, jax.Array], key: jax.Array
+    ) -> tuple[step.TrainState, Any]:
+        """Trains a step a row; returns the state and the metrics of these steps. The buffers of `state` are reused."""
+        first = jax.tree.map(lambda x: x[0], rows)
+        _, shapes = jax.eval_shape(self._one_step, state, first, arrays, key)
+        return self._chunk((state, zeros_like(shapes)), rows, arrays, key)
+
+
+def _read(split: data.Split) -> dict[str, np.ndarray]:
+    return {"image": split.images(), "label": split.labels}
+
+
+def _fingerprint(arrays: dict[str, dict[str, np.ndarray]]) -> str:
+    """A hash of the pixels and labels that a run learns and chooses from."""
+    digest = hashlib.blake2b(digest_size=16)
+    for leaf in jax.tree.leaves(arrays):
+        digest.update(np.ascontiguousarray(leaf))
+    return digest.hexdigest()

@@ -1,0 +1,187 @@
+"""Whole runs with a backbone: phases, features computed once, exact resume, and the commands on what they leave."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from conftest import ROOT
+
+from cnn_jax import config as config_lib
+from cnn_jax import data, features, trainer, weights
+from cnn_jax.errors import UserError
+from cnn_jax.inference import load_classifier
+from cnn_jax.progress import Progress
+from cnn_jax.summaries import read_metrics
+from cnn_jax.train import train
+from cnn_jax.trainer import Trainer
+
+BORDER, TOTAL = 25, 50  # the first step of phase two, and the end
+COMMAND = [sys.executable, "-m", "cnn_jax.main", "--config=tests/transfer_config.py"]
+
+
+@pytest.fixture
+def config():
+    return config_lib.load(ROOT / "tests" / "transfer_config.py")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The workdir of a run in two phases that nobody disturbed."""
+    workdir = tmp_path_factory.mktemp("transfer")
+    done = subprocess.run([*COMMAND, f"--workdir={workdir}"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "| head/logits/kernel | (16, 10) | 160 | trained |" in " ".join(done.stderr.split())
+    assert "| backbone/block1/kernel | (3, 3, 3, 8) | 216 | frozen |" in " ".join(done.stderr.split())
+    return workdir
+
+
+def arrays(workdir, step=TOTAL):
+    with ocp.CheckpointManager(workdir / "checkpoints", item_names=("model", "train", "metadata")) as manager:
+        restore = ocp.args.StandardRestore(fallback_sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0]))
+        items = manager.restore(step, args=ocp.args.Composite(model=restore, train=restore))
+    return jax.tree.map(np.asarray, (items["model"], items["train"]))
+
+
+def assert_same_run(workdir, reference):
+    jax.tree.map(np.testing.assert_array_equal, arrays(workdir), arrays(reference))
+    without_times = [
+        [{k: v for k, v in record.items() if k != "images_per_second"} for record in read_metrics(each)]
+        for each in (workdir, reference)
+    ]
+    assert without_times[0] == without_times[1]
+
+
+def test_each_phase_trains_what_it_says(finished, config):
+    first = Trainer(config, data.load(config.data)).init_state()
+    model, _ = arrays(finished)
+    same = jax.tree.map(lambda a, b: np.array_equal(a, b), model["params"]["backbone"], first.params["backbone"])
+    assert jax.tree.leaves(same["block1"]) == [True] and jax.tree.leaves(same["block1_bn"]) == [True, True]
+    assert jax.tree.leaves(same["block2"]) == [False] and jax.tree.leaves(same["block2_bn"]) == [False, False]
+    jax.tree.map(np.testing.assert_array_equal, model["batch_stats"], jax.device_get(first.batch_stats))
+    rates = {record["step"]: record["learning_rate"] for record in read_metrics(finished) if record["split"] == "train"}
+    assert rates[BORDER] == pytest.approx(1e-3) and min(rates) < BORDER < max(rates)
+
+
+def test_killed_in_the_middle_of_phase_two(finished, tmp_path):
+    command = [*COMMAND, f"--workdir={tmp_path}", "--config.checkpoint.minutes=0.00001"]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "checkpoints" / str(BORDER + 5) / "sha256.json").exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.005)
+    process.kill()
+    process.wait()
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "Going on from step" in done.stderr
+    assert_same_run(tmp_path, finished)
+
+
+@pytest.mark.parametrize("step", [23, BORDER, BORDER + 5])
+def test_stopped_around_the_border_of_phases(finished, tmp_path, config, monkeypatch, step):
+    update = Progress.update
+
+    def interrupting(self, now, values):
+        if now == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return update(self, now, values)
+
+    monkeypatch.setattr(Progress, "update", interrupting)
+    assert train(config, str(tmp_path)) == 128 + signal.SIGTERM
+    assert train(config, str(tmp_path)) == 0
+    assert_same_run(tmp_path, finished)
+
+
+def test_stopped_while_features_are_computed(finished, tmp_path, config, monkeypatch, capsys):
+    monkeypatch.setattr(features, "IMAGES_IN_A_FILE", 50)
+    compute, calls = features.FeatureCache._compute, []
+
+    def interrupting(self, images, stop, advance):
+        calls.append(len(images))
+        if len(calls) == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        return compute(self, images, stop, advance)
+
+    monkeypatch.setattr(features.FeatureCache, "_compute", interrupting)
+    assert train(config, str(tmp_path)) == 128 + signal.SIGINT
+    assert "the features so far are kept" in capsys.readouterr().err
+    assert train(config, str(tmp_path)) == 0
+    # Train 4 files, validation 2, test 8; of the third, which was interrupted, nothing was kept.
+    assert len(calls) == 3 + 2 + 2
+    assert_same_run(tmp_path, finished)
+
+
+def test_features_computed_once_or_every_time_give_the_same_run(config, tmp_path):
+    config.finetune.epochs = 0
+    dataset, results = data.load(config.data), []
+    config.model.dropout = ()
+    for folder in (None, tmp_path):
+        own = Trainer(config, dataset, folder)
+        _, state, values = own.update(own.init_state(), 0)
+        results.append((state.params["head"], values, own.evaluate(state.variables, "validation", 5)))
+    assert list(tmp_path.iterdir())
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), *results)
+
+
+def test_nothing_is_reused_where_images_are_augmented(config, tmp_path):
+    config.augment.flip = True
+    own = Trainer(config, data.load(config.data), tmp_path)
+    assert not own.must_prepare(0)
+    own.update(own.init_state(), 0)
+    assert not list(tmp_path.iterdir())
+
+
+def test_published_weights_become_the_backbone(config, monkeypatch):
+    loaded = {}
+
+    def load(name, source, shapes):
+        assert (name, source) == ("tiny", "somewhere.h5")
+        loaded.update(jax.tree.map(lambda x: np.random.RandomState(0).rand(*x.shape).astype(np.float32), shapes))
+        return loaded
+
+    monkeypatch.setattr(weights, "load", load)
+    dataset = data.load(config.data)
+    drawn = Trainer(config, dataset).init_state()
+    config.model.weights = "somewhere.h5"
+    own = Trainer(config, dataset)
+    state = own.init_state()
+    jax.tree.map(np.testing.assert_array_equal, state.params["backbone"], loaded["params"])
+    jax.tree.map(np.testing.assert_array_equal, state.batch_stats["backbone"], loaded["batch_stats"])
+    # The head is that of the same seed on a random backbone, so that the two can be compared.
+    jax.tree.map(np.testing.assert_array_equal, state.params["head"], drawn.params["head"])
+    assert jax.tree.structure(state) == jax.tree.structure(own.like(0))
+
+
+def test_a_run_goes_on_without_the_file_of_weights(finished, config, tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer.weights, "load", None)
+    config.model.weights = "gone.h5"
+    with pytest.raises(TypeError):
+        Trainer(config, data.load(config.data)).init_state()
+    workdir = tmp_path / "run"
+    shutil.copytree(finished, workdir)
+    held = json.loads((workdir / "config.json").read_text())
+    held["model"]["weights"] = "gone.h5"
+    (workdir / "config.json").write_text(json.dumps(held))
+    assert train(config, str(workdir)) == 0
+
+
+def test_what_is_served_is_what_was_trained(finished, config):
+    """The backbone's own normalisation is in the workdir; the answers are those of the run."""
+    classifier = load_classifier(finished, step="latest")
+    assert classifier.preprocessing.mean == (0.5, 0.5, 0.5) and classifier.preprocessing.std == (0.25, 0.25, 0.25)
+    test = data.load(config.data).test
+    correct = (classifier(test.images()).argmax(axis=1) == test.labels).mean()
+    scored = [record for record in read_metrics(finished) if record["split"] == "test"]
+    assert correct == pytest.approx(scored[-1]["accuracy"], abs=1e-6)
+
+
+def test_a_module_that_is_not_there_is_named(config, tmp_path):
+    config.finetune.trainable = "block3"
+    with pytest.raises(UserError, match=r"'block3' selects none.*backbone/block2"):
+        train(config, str(tmp_path / "run"))
