@@ -103,7 +103,7 @@ def _explain(error: Exception, argv: Sequence[str]) -> str:
             return str(failed)
         for key, value in overrides.items():
             if not any(name == key or name.startswith(f"{key}.") for name in known):
-                return config_lib.unknown_key(key, list(known))
+                return config_lib.unknown_key(key, list(rules))
             if key in rules and f"--config.{key}=" in str(error):
                 return f"config.{key} is {value!r}; it must be {rules[key].meaning}."
     return f"{config_lib.describe(error)} (--help lists the flags)"

@@ -230,11 +230,11 @@ def phases(config: ConfigDict) -> list[ConfigDict]:
 
 def unknown_key(key: str, known: list[str]) -> str:
     """Says that there is no such key, and which one may have been meant."""
-    # Compared by the last part too: `learning_rate` for `optimizer.learning_rate`.
-    last = {name.rsplit(".", 1)[-1]: name for name in known}
-    close = difflib.get_close_matches(key, known, 1) or [
-        last[match] for match in difflib.get_close_matches(key.rsplit(".", 1)[-1], last, 1)
-    ]
+    # By the last part too: `learning_rate` for `optimizer.learning_rate`, the first of several.
+    own = key.rsplit(".", 1)[-1]
+    last = {name.rsplit(".", 1)[-1]: name for name in reversed(known)}
+    close = [last[own]] if key in last else difflib.get_close_matches(key, known, 1)
+    close = close or [last[match] for match in difflib.get_close_matches(own, last, 1)]
     hint = f"Did you mean config.{close[0]}?" if close else "configs/base.py has every key."
     return f"There is no config.{key}. {hint}"
 
@@ -253,7 +253,7 @@ def check_same(config: ConfigDict, path: Path) -> None:
     except ValueError:
         raise UserError(f"{path} is damaged: restore it, or take another --workdir.") from None
     asked = flatten(json.loads(json.dumps(config.to_dict())))
-    held = _defaults() | held  # a run of an earlier version may lack keys that were added since
+    held = _defaults(held.get("model.name")) | held  # a run of an earlier version may lack keys that were added since
     differ = [
         f"config.{key} is {held.get(key)!r} there and {asked.get(key)!r} here"
         for key in asked | held
@@ -267,8 +267,8 @@ def check_same(config: ConfigDict, path: Path) -> None:
         )
 
 
-def _defaults() -> dict[str, Any]:
-    """What keys that belong to no network are unless a stage says otherwise; empty where there is no clone."""
+def _defaults(model: str) -> dict[str, Any]:
+    """What keys are unless a stage says otherwise; those of a network only where it is the default one."""
     path = ROOT / "configs" / "base.py"
-    base = flatten(load(path)) if path.is_file() else {}
-    return {key: json.loads(json.dumps(value)) for key, value in base.items() if not key.startswith("model.")}
+    base = json.loads(json.dumps(flatten(load(path)))) if path.is_file() else {}  # installed without a clone
+    return {key: base[key] for key in base if not key.startswith("model.") or model == base["model.name"]}

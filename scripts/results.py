@@ -20,8 +20,9 @@ from cnn_jax.metrics import NAMES  # noqa: E402
 from cnn_jax.summaries import read_metrics  # noqa: E402
 
 STAGES = ("basic", "baseline", "batchnorm", "dropout", "dropout_scheduled", "augment", "quickstart")
+STAGES += ("transfer", "transfer_lite", "transfer_finetune")
 # What may differ between a stage as it is written and as it was run, and is told beside the number.
-TOLD = ("epochs", "data.train_examples", "data.validation")
+TOLD = ("epochs", "data.train_examples", "data.validation", "model.weights")
 
 
 def plain(config) -> dict:
@@ -56,7 +57,7 @@ def collect(workdirs: list[Path]) -> list[dict]:
             row["runs"].append({name: tests[-1][name] for name in NAMES})
     for row in groups.values():
         config = row.pop("config")
-        row |= {"stage": stage_of(config)} | {key: config[key] for key in TOLD}
+        row |= {"stage": stage_of(config)} | {key: config[key] for key in TOLD if key in config}
         row["mean"] = {name: statistics.fmean(run[name] for run in row["runs"]) for name in NAMES}
         several = len(row["runs"]) > 1
         row["std"] = {name: statistics.stdev(run[name] for run in row["runs"]) for name in NAMES} if several else None
@@ -75,7 +76,9 @@ def table(rows: list[dict]) -> str:
             return f"{row['mean'][name]:.3f}{spread}"
 
         images = f"{row['data.train_examples']:,}" if row["data.train_examples"] else "all"
-        cells = [row["stage"], images, row["epochs"], len(row["seeds"]), show("accuracy"), show("loss"), show("f1")]
+        weights = row.get("model.weights", "imagenet")
+        stage = row["stage"] if weights == "imagenet" else f"{row['stage']} ({weights} weights)"
+        cells = [stage, images, row["epochs"], len(row["seeds"]), show("accuracy"), show("loss"), show("f1")]
         cells.append(f"{show('threshold_precision')} / {show('threshold_recall')}")
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines)

@@ -27,6 +27,12 @@ def test_every_stage_is_valid_and_explains_itself(name):
         ("batchnorm", "dropout", {"model.dropout"}),
         ("dropout", "dropout_scheduled", {"model.dropout"}),
         ("dropout_scheduled", "augment", {"augment.flip", "augment.shift", "epochs"}),
+        ("transfer", "transfer_lite", {"model.name", "data.image_size"}),
+        (
+            "transfer_lite",
+            "transfer_finetune",
+            {"finetune.epochs", "finetune.trainable", "optimizer.groups"},
+        ),
     ],
 )
 def test_a_stage_is_the_one_before_and_its_difference(before, after, keys):
@@ -63,6 +69,11 @@ def test_every_rule_has_a_default_and_every_default_a_rule():
         ("optimizer.learning_rate", -0.1),
         ("optimizer.schedule", "step"),
         ("optimizer.momentum", 1.0),
+        ("optimizer.groups", (("head",),)),
+        ("optimizer.groups", (("[", 0.1),)),
+        ("optimizer.groups", (("head", -0.1),)),
+        ("finetune.trainable", "head("),
+        ("model.trainable", ""),
         ("augment.shift", 1.0),
         ("augment.crop_mode", "wrap"),
         ("on_nan", "ignore"),
@@ -73,6 +84,32 @@ def test_impossible_values_are_refused_by_name(key, value):
     config.update_from_flattened_dict({key: value})
     with pytest.raises(UserError, match=rf"config\.{key} is "):
         config_lib.validate(config)
+
+
+def test_a_workdir_of_an_earlier_version_lacks_keys_that_are_now_at_their_defaults(tmp_path):
+    path = tmp_path / "config.json"
+    config_lib.write(stage("augment"), path)
+    held = json.loads(path.read_text())
+    del held["finetune"], held["optimizer"]["groups"], held["model"]["trainable"]
+    path.write_text(json.dumps(held))
+    config_lib.check_same(stage("augment"), path)
+    config = stage("augment")
+    config.finetune.epochs = 1
+    with pytest.raises(UserError, match=r"config\.finetune\.epochs is 0 there and 1 here"):
+        config_lib.check_same(config, path)
+
+
+def test_the_second_phase_is_the_run_with_three_keys_changed():
+    config = stage("transfer_finetune")
+    first, second = map(config_lib.flatten, config_lib.phases(config))
+    assert first == config_lib.flatten(config)
+    changed = {key: second[key] for key in first if first[key] != second[key]}
+    assert changed == {
+        "epochs": config.finetune.epochs,
+        "model.trainable": config.finetune.trainable,
+        "optimizer.learning_rate": config.finetune.learning_rate,
+    }
+    assert config_lib.phases(stage("transfer_lite")) == [stage("transfer_lite")]
 
 
 def test_unknown_and_missing_keys():

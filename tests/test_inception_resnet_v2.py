@@ -20,7 +20,7 @@ import pytest
 from cnn_jax import weights
 from cnn_jax.errors import UserError
 from cnn_jax.models.inception_resnet_v2 import InceptionResNetV2
-from cnn_jax.weights import inception_resnet_v2
+from cnn_jax.weights import inception_resnet_v2, keras_legacy, keras_v3
 
 h5py = pytest.importorskip("h5py")
 BACKBONE = "inception_resnet_v2"
@@ -283,6 +283,13 @@ def test_files_that_are_not_weights(legacy, shapes, tmp_path):
     fails(damaged, shapes, "not a file of weights by Keras")
     with pytest.raises(UserError, match=r"There is no file .*nowhere"):
         weights.load(BACKBONE, str(tmp_path / "nowhere"), shapes)
+
+
+def test_the_other_format(legacy, v3):
+    with pytest.raises(UserError, match=r"v3\.h5 has no list of layers: .* legacy format"):
+        keras_legacy.read(v3)
+    with pytest.raises(UserError, match=r"legacy\.h5 has no group 'layers': .* Keras 3"):
+        keras_v3.read(legacy)
 
 
 def test_without_h5py(legacy, shapes, monkeypatch):

@@ -62,9 +62,9 @@ def read(path: str | Path) -> dict[str, Weight]:
                 "InceptionResNetV2, or its layers are in another order."
             )
         weights |= zip(ours, theirs)
-    left = found.keys() - set(names)
+    left = [name for name in found if name not in names]
     if left:
-        raise UserError(f"{path} has a layer {min(left)}, for which InceptionResNetV2 has no place.")
+        raise UserError(f"{path} has a layer {left[0]}, for which InceptionResNetV2 has no place.")
     return weights
 
 

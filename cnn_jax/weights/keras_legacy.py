@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import count, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ def read(path: str | Path) -> dict[str, Layer]:
         root = file if "layer_names" in file.attrs or "model_weights" not in file else file["model_weights"]
         layers = {name: _read_layer(_get(root, name)) for name in _names(root, "layer_names")}
         if not layers:
-            raise UserError(f"{path} has no list of layers: it is not a file of weights by Keras.")
+            raise UserError(f"{path} has no list of layers: it is not a file of weights by Keras in its legacy format.")
         return {name: layer for name, layer in layers.items() if layer}
 
 
@@ -66,9 +67,7 @@ def _get(group: Any, name: str) -> Any:
 
 def _names(group: Any, attribute: str) -> list[str]:
     """A list of names; a long one is spread over several attributes, as HDF5 limits their size."""
-    parts = [attribute] if attribute in group.attrs else []
-    if not parts:
-        while f"{attribute}{len(parts)}" in group.attrs:
-            parts.append(f"{attribute}{len(parts)}")
+    numbered = (f"{attribute}{part}" for part in count())
+    parts = [attribute] if attribute in group.attrs else takewhile(group.attrs.__contains__, numbered)
     names = [name for part in parts for name in group.attrs[part]]
     return [name.decode() if isinstance(name, bytes) else str(name) for name in names]

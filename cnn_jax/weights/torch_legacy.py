@@ -1,4 +1,4 @@
-"""Reader of the files that torch.save wrote before PyTorch 1.6 (".pth"), without PyTorch and without `pickle`.
+"""Reader of the files that torch.save wrote before PyTorch 1.6 (".pth"), without PyTorch and without unpickling.
 
 Such a file is a row of pickles: a magic number, the version, facts about the machine, the object, whose tensors refer
 to storages by key, and the list of those keys; then, for each key, a count (int64) and so many raw elements. A pickle
@@ -8,7 +8,8 @@ that a dictionary of tensors takes, and can construct nothing else.
 
 import io
 import math
-import pickletools
+import pickle
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -103,12 +104,12 @@ def _read(content: bytes) -> dict[str, np.ndarray]:
     machine = _Interpreter(file).load()
     _require(isinstance(machine, dict), "it says nothing about the machine that wrote it")
     _require(machine.get("little_endian") is True, "it was written on a big-endian machine")
-    pickle = _Interpreter(file)
-    tensors = pickle.load()
+    interpreter = _Interpreter(file)
+    tensors = interpreter.load()
     _require(isinstance(tensors, dict), "its object is no dictionary")
     for name, tensor in tensors.items():
         _require(isinstance(tensor, _Tensor), f"{name[:80]} is no tensor")
-    arrays = _read_storages(file, _Interpreter(file).load(), pickle.storages)
+    arrays = _read_storages(file, _Interpreter(file).load(), interpreter.storages)
     return {name: _view(name, tensor, arrays) for name, tensor in tensors.items()}
 
 
@@ -161,49 +162,64 @@ class _Interpreter:
 
     def load(self) -> Any:
         """Runs the pickle and returns its object; the file is then at the byte after it."""
-        for opcode, argument, _ in pickletools.genops(self._file):
-            if opcode.name in _LITERALS:
-                self._stack.append(argument)
-            elif opcode.name in _NEW:
-                self._stack.append(_NEW[opcode.name]())
-            else:
-                instruction = _INSTRUCTIONS.get(opcode.name)
-                _require(instruction is not None, f"it asks for {opcode.name}, which no file of tensors needs")
-                instruction(self, argument)
+        while (opcode := self._take(1)) != pickle.STOP:
+            instruction = _INSTRUCTIONS.get(opcode)
+            _require(instruction is not None, f"it asks for the opcode {opcode!r}, which no file of tensors needs")
+            instruction(self)
         value = self._pop()
         _require(not self._stack, "a pickle leaves something behind")
         return value
+
+    def _take(self, length: int) -> bytes:
+        taken = self._file.read(length)
+        _require(len(taken) == length, "it ends within a pickle")
+        return taken
+
+    def _take_line(self) -> str:
+        line = self._file.readline()
+        _require(line.endswith(b"\n"), "it ends within a pickle")
+        return line[:-1].decode()
+
+    def _take_count(self, length: int) -> int:
+        return int.from_bytes(self._take(length), "little")
+
+    def _push_number(self, layout: str) -> None:
+        self._stack.extend(struct.unpack(layout, self._take(struct.calcsize(layout))))
+
+    def _push_long(self) -> None:
+        self._stack.append(int.from_bytes(self._take(self._take_count(1)), "little", signed=True))
+
+    def _push_text(self, length: int) -> None:
+        self._stack.append(self._take(self._take_count(length)).decode())
 
     def _pop(self) -> Any:
         _require(bool(self._stack) and self._stack[-1] is not _MARK, "a pickle takes what it never made")
         return self._stack.pop()
 
-    def _pop_to_mark(self) -> list[Any]:
+    def _pop_to_mark(self) -> tuple[Any, ...]:
         values = []
         while self._stack and self._stack[-1] is not _MARK:
             values.append(self._stack.pop())
         _require(bool(self._stack), "a pickle closes what it never opened")
         self._stack.pop()
-        return values[::-1]
+        return tuple(reversed(values))
 
-    def _remember(self, index: int | None) -> None:
-        value = self._pop()
-        self._memo[len(self._memo) if index is None else index] = value
-        self._stack.append(value)
+    def _pop_many(self, length: int) -> tuple[Any, ...]:
+        return tuple([self._pop() for _ in range(length)][::-1])
+
+    def _remember(self, index: int) -> None:
+        _require(bool(self._stack), "a pickle stores what it never made")
+        self._memo[index] = self._stack[-1]
 
     def _recall(self, index: int) -> None:
         _require(index in self._memo, "a pickle recalls what it never stored")
         self._stack.append(self._memo[index])
 
-    def _make_tuple(self, length: int | None) -> None:
-        values = self._pop_to_mark() if length is None else [self._pop() for _ in range(length)][::-1]
-        self._stack.append(tuple(values))
-
-    def _extend(self, values: list[Any]) -> None:
+    def _extend(self, values: tuple[Any, ...]) -> None:
         _require(bool(self._stack) and type(self._stack[-1]) is list, "a pickle appends to what is no list")
         self._stack[-1].extend(values)
 
-    def _update(self, values: list[Any]) -> None:
+    def _update(self, values: tuple[Any, ...]) -> None:
         _require(bool(self._stack) and type(self._stack[-1]) is dict, "a pickle sets items of what is no dictionary")
         keys = values[::2]
         _require(len(values) % 2 == 0, "a pickle has a key without a value")
@@ -217,7 +233,7 @@ class _Interpreter:
         _require(known, f"it asks for {module[:80]}.{name[:80]}, which is refused")
         self._stack.append(_Global(module, name))
 
-    def _call(self, _) -> None:
+    def _call(self) -> None:
         arguments, function = self._pop(), self._pop()
         _require(type(function) is _Global and type(arguments) is tuple, "a pickle calls what is no function")
         if function == _ORDERED_DICT:
@@ -227,14 +243,14 @@ class _Interpreter:
             _require(function == _TENSOR, f"it calls {function.module}.{function.name}, which is refused")
             self._stack.append(_make_tensor(arguments))
 
-    def _build(self, _) -> None:
+    def _build(self) -> None:
         """Drops the attributes of a dictionary: torch writes versions of modules there."""
         state = self._pop()
         _require(
             type(state) is dict and bool(self._stack) and type(self._stack[-1]) is dict, "a pickle changes an object"
         )
 
-    def _refer(self, _) -> None:
+    def _refer(self) -> None:
         reference = self._pop()
         valid = type(reference) is tuple and len(reference) == 6 and reference[0] == "storage"
         _require(valid, "a reference to a storage is none")
@@ -247,39 +263,43 @@ class _Interpreter:
         self._stack.append(storage)
 
 
-_LITERALS = {"BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE", "BINSTRING"}
-_LITERALS |= {"SHORT_BINSTRING"}
-_NEW = {
-    "MARK": lambda: _MARK,
-    "NONE": lambda: None,
-    "NEWTRUE": lambda: True,
-    "NEWFALSE": lambda: False,
-    "EMPTY_TUPLE": tuple,
-    "EMPTY_LIST": list,
-    "EMPTY_DICT": dict,
-}
-_INSTRUCTIONS: dict[str, Callable[[_Interpreter, Any], None]] = {
-    "PROTO": lambda self, _: None,
-    "FRAME": lambda self, _: None,
-    "STOP": lambda self, _: None,
-    "BINPUT": _Interpreter._remember,
-    "LONG_BINPUT": _Interpreter._remember,
-    "MEMOIZE": _Interpreter._remember,
-    "BINGET": _Interpreter._recall,
-    "LONG_BINGET": _Interpreter._recall,
-    "TUPLE": lambda self, _: self._make_tuple(None),
-    "TUPLE1": lambda self, _: self._make_tuple(1),
-    "TUPLE2": lambda self, _: self._make_tuple(2),
-    "TUPLE3": lambda self, _: self._make_tuple(3),
-    "APPEND": lambda self, _: self._extend([self._pop()]),
-    "APPENDS": lambda self, _: self._extend(self._pop_to_mark()),
-    "SETITEM": lambda self, _: self._update([self._pop(), self._pop()][::-1]),
-    "SETITEMS": lambda self, _: self._update(self._pop_to_mark()),
-    "GLOBAL": lambda self, argument: self._find(*argument.split(" ", 1)),
-    "STACK_GLOBAL": lambda self, _: self._find(*[self._pop(), self._pop()][::-1]),
-    "REDUCE": _Interpreter._call,
-    "BUILD": _Interpreter._build,
-    "BINPERSID": _Interpreter._refer,
+_INSTRUCTIONS: dict[bytes, Callable[[_Interpreter], Any]] = {
+    pickle.PROTO: lambda self: self._take(1),
+    pickle.FRAME: lambda self: self._take(8),
+    pickle.MARK: lambda self: self._stack.append(_MARK),
+    pickle.NONE: lambda self: self._stack.append(None),
+    pickle.NEWTRUE: lambda self: self._stack.append(True),
+    pickle.NEWFALSE: lambda self: self._stack.append(False),
+    pickle.EMPTY_TUPLE: lambda self: self._stack.append(()),
+    pickle.EMPTY_LIST: lambda self: self._stack.append([]),
+    pickle.EMPTY_DICT: lambda self: self._stack.append({}),
+    pickle.BININT: lambda self: self._push_number("<i"),
+    pickle.BININT1: lambda self: self._push_number("<B"),
+    pickle.BININT2: lambda self: self._push_number("<H"),
+    pickle.BINFLOAT: lambda self: self._push_number(">d"),
+    pickle.LONG1: _Interpreter._push_long,
+    pickle.BINUNICODE: lambda self: self._push_text(4),
+    pickle.SHORT_BINUNICODE: lambda self: self._push_text(1),
+    pickle.BINSTRING: lambda self: self._push_text(4),
+    pickle.SHORT_BINSTRING: lambda self: self._push_text(1),
+    pickle.BINPUT: lambda self: self._remember(self._take_count(1)),
+    pickle.LONG_BINPUT: lambda self: self._remember(self._take_count(4)),
+    pickle.MEMOIZE: lambda self: self._remember(len(self._memo)),
+    pickle.BINGET: lambda self: self._recall(self._take_count(1)),
+    pickle.LONG_BINGET: lambda self: self._recall(self._take_count(4)),
+    pickle.TUPLE: lambda self: self._stack.append(self._pop_to_mark()),
+    pickle.TUPLE1: lambda self: self._stack.append(self._pop_many(1)),
+    pickle.TUPLE2: lambda self: self._stack.append(self._pop_many(2)),
+    pickle.TUPLE3: lambda self: self._stack.append(self._pop_many(3)),
+    pickle.APPEND: lambda self: self._extend(self._pop_many(1)),
+    pickle.APPENDS: lambda self: self._extend(self._pop_to_mark()),
+    pickle.SETITEM: lambda self: self._update(self._pop_many(2)),
+    pickle.SETITEMS: lambda self: self._update(self._pop_to_mark()),
+    pickle.GLOBAL: lambda self: self._find(self._take_line(), self._take_line()),
+    pickle.STACK_GLOBAL: lambda self: self._find(*self._pop_many(2)),
+    pickle.REDUCE: _Interpreter._call,
+    pickle.BUILD: _Interpreter._build,
+    pickle.BINPERSID: _Interpreter._refer,
 }
 
 
