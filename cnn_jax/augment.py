@@ -10,9 +10,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.scipy.ndimage import map_coordinates
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from cnn_jax import rng
+from cnn_jax.errors import UserError
 
 Image = Float[Array, "height width 3"]
 
@@ -20,6 +21,22 @@ Image = Float[Array, "height width 3"]
 def flip(image: Image, key: PRNGKeyArray) -> Image:
     """Mirrors left and right with probability 1/2."""
     return jnp.where(jax.random.bernoulli(key), image[:, ::-1], image)
+
+
+def alternate(key: PRNGKeyArray, index: Int[Array, " batch"], epoch: Int[Array, " batch"]) -> Bool[Array, " batch"]:
+    """Returns which images are mirrored so that each is in every second epoch.
+
+    Two epochs in a row then show both forms of every image, where independent flips show the same form twice to half of
+    them. A hash of its number in the training set says with which form an image begins. Source: airbench (Jordan 2024,
+    arXiv:2404.00498).
+
+    Args:
+      key: the run's stream "alternate_flip", the same in every step.
+      index: each image's number in the training set.
+      epoch: which epoch of the run each image is in.
+    """
+    hashes = jax.vmap(lambda i: jax.random.bits(jax.random.fold_in(key, i), dtype=jnp.uint32))(index)
+    return (hashes + epoch.astype(jnp.uint32)) % 2 == 1
 
 
 def shift(image: Image, key: PRNGKeyArray, fraction: float) -> Image:
@@ -83,7 +100,8 @@ class Augmentation:
     """The transforms that a config switches on, in the order of the fields; all off by default.
 
     Attributes:
-      flip: mirror left and right.
+      flip: mirror left and right, at random.
+      alternate_flip: mirror left and right in every second epoch (see `alternate`).
       shift: largest move, as a fraction of the side.
       rotate: largest angle in degrees.
       zoom: largest change of scale: factors lie in [1 - zoom, 1 + zoom].
@@ -94,6 +112,7 @@ class Augmentation:
     """
 
     flip: bool = False
+    alternate_flip: bool = False
     shift: float = 0.0
     rotate: float = 0.0
     zoom: float = 0.0
@@ -104,11 +123,23 @@ class Augmentation:
 
     @classmethod
     def from_config(cls, config: Any, mean: tuple[float, float, float]) -> "Augmentation":
-        """Builds it from `config.augment`; the colour of cutout is the mean that normalisation subtracts."""
+        """Builds it from `config.augment`; the colour of cutout is the mean that normalisation subtracts.
+
+        Raises:
+          UserError: random and alternating flips together, which are random flips.
+        """
+        if config.flip and config.alternate_flip:
+            raise UserError(
+                "config.augment.flip and config.augment.alternate_flip cannot be combined: set one of them to False."
+            )
         return cls(**config, cutout_fill=tuple(mean))
 
     def __bool__(self) -> bool:
         """Whether anything is switched on."""
+        return self._one_by_one or self.alternate_flip
+
+    @property
+    def _one_by_one(self) -> bool:
         return bool(self.flip or self.shift or self.rotate or self.zoom or self.crop_padding or self.cutout)
 
     def one(self, image: Image, key: PRNGKeyArray) -> Image:
@@ -130,6 +161,7 @@ class Augmentation:
         images: Float[Array, "batch height width 3"],
         key: PRNGKeyArray,
         offset: int | Int[Array, ""] = 0,
+        mirrored: Bool[Array, " batch"] | None = None,
     ) -> Float[Array, "batch height width 3"]:
         """Augments a batch.
 
@@ -138,8 +170,11 @@ class Augmentation:
           key: the stream "augment" at this step.
           offset: position of `images[0]` in the global batch. An image's numbers hang on its position there alone, so
             that a batch spread over devices is augmented exactly as on one.
+          mirrored: which images are mirrored first, by `alternate`; None for none.
         """
-        if not self:
+        if mirrored is not None:
+            images = jnp.where(mirrored[:, None, None, None], images[:, :, ::-1], images)
+        if not self._one_by_one:
             return images
         positions = jnp.arange(images.shape[0]) + offset
         keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, positions)

@@ -1,7 +1,8 @@
 """Checkpoints: the latest and the best of a run, by Orbax, with checksums of our own.
 
 A step holds three items: `model` = {params, batch_stats}, which is all that inference reads; `train` = {step,
-opt_state}; `metadata`, JSON with the config, the class names and the preprocessing.
+opt_state}; `metadata`, JSON with the config, the class names and the preprocessing. Where weights are averaged, `model`
+is the average, and `train` also has {params, batch_stats}, from which training goes on.
 """
 
 import hashlib
@@ -107,8 +108,8 @@ class Checkpoints:
         # A NaN sorts as neither better nor worse, and would make Orbax delete the best.
         metrics = None if score is None else {_SCORE: float(score) if math.isfinite(score) else -math.inf}
         items = {
-            "model": ocp.args.StandardSave({"params": state.params, "batch_stats": state.batch_stats}),
-            "train": ocp.args.StandardSave({"step": state.step, "opt_state": state.opt_state}),
+            "model": ocp.args.StandardSave(state.variables),
+            "train": ocp.args.StandardSave(_of_training(state)),
             "metadata": ocp.args.JsonSave(self._metadata),
         }
         try:
@@ -183,15 +184,22 @@ class Checkpoints:
     def _restore(self, step: int, state: TrainState) -> TrainState:
         shape = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
         items = {
-            "model": ocp.args.StandardRestore({"params": shape.params, "batch_stats": shape.batch_stats}),
-            "train": ocp.args.StandardRestore({"step": shape.step, "opt_state": shape.opt_state}),
+            "model": ocp.args.StandardRestore(shape.variables),
+            "train": ocp.args.StandardRestore(_of_training(shape)),
         }
         restored = self._manager.restore(step, args=ocp.args.Composite(**items))
-        return state.replace(**restored["model"], **restored["train"])
+        average = {"average": restored["model"]} if state.average else restored["model"]
+        return state.replace(**average, **restored["train"])
 
     def _write_checksums(self, step: int) -> None:
         folder = self.directory / str(step)
         (folder / _CHECKSUMS).write_text(json.dumps(_hash_files(folder), indent=1))
+
+
+def _of_training(state: TrainState) -> dict[str, PyTree]:
+    """What is saved besides the variables that are served."""
+    own = state.current if state.average else {}
+    return {"step": state.step, "opt_state": state.opt_state} | own
 
 
 def restore_model(directory: Path, step: int | str) -> tuple[int, dict[str, PyTree], dict[str, Any]]:

@@ -23,6 +23,11 @@ def define_step() -> flags.FlagHolder[str | None]:
     return flags.DEFINE_string("step", "best", "Checkpoint of the workdir: best (by validation), latest, or a number.")
 
 
+def define_lane() -> flags.FlagHolder[int]:
+    """Defines `--lane`, which network of a run with several seeds to take."""
+    return flags.DEFINE_integer("lane", 0, "Of a run with several seeds, which one: 0 for the first.", lower_bound=0)
+
+
 def parse_step(text: str | None) -> int | str:
     """Returns what `load_classifier` takes for the value of `--step`."""
     if text in ("best", "latest"):

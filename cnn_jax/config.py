@@ -73,6 +73,7 @@ _TEXT = Rule(lambda v: isinstance(v, str), "text")
 # Every key but those of the network. A key that is not here is refused as mistyped: to add one, add its line.
 RULES = {
     "seed": Rule(lambda v: type(v) is int and 0 <= v < 2**32, "a whole number from 0 to 2^32 - 1"),
+    "seeds": _whole(1),
     "epochs": _whole(1),
     "batch_size": _whole(1),
     "eval_batch_size": _whole(1),
@@ -82,6 +83,9 @@ RULES = {
     "on_nan": _one_of("stop", "continue"),
     "diagnostics": _FLAG,
     "tensorboard": _one_of("tensorboardX", "clu", "off"),
+    "eval.epochs": _whole(1),
+    "eval.mirror": _FLAG,
+    "eval.shift": _whole(0),
     "checkpoint.epochs": _whole(1),
     "checkpoint.minutes": _number(0),
     "data.name": _TEXT,
@@ -95,7 +99,7 @@ RULES = {
     "data.image_size": _whole(0),
     "data.mean": _either(_OWN, _tuple(_number(-math.inf), 3)),
     "data.std": _either(_OWN, _tuple(_number(1e-6), 3)),
-    "optimizer.name": _one_of("sgd", "adam"),
+    "optimizer.name": _one_of("sgd", "adam", "muon"),
     "optimizer.learning_rate": _number(0),
     "optimizer.momentum": _number(0, 1),
     "optimizer.nesterov": _FLAG,
@@ -105,12 +109,20 @@ RULES = {
     "optimizer.schedule": _one_of("constant", "linear", "cosine"),
     "optimizer.warmup_epochs": _number(0),
     "optimizer.groups": _tuple(_GROUP),
+    "optimizer.muon.momentum": _number(0, 1),
+    "optimizer.muon.steps": _whole(1),
+    "optimizer.muon.keep_norms": _FLAG,
+    "average.decay": _number(0, 1),
+    "average.every": _whole(1),
+    "average.ramp": _number(0),
+    "average.lookahead": _FLAG,
     "finetune.epochs": _whole(0),
     "finetune.trainable": _PATTERN,
     "finetune.learning_rate": _number(0),
     "features.cache": _FLAG,
     "features.dir": _TEXT,
     "augment.flip": _FLAG,
+    "augment.alternate_flip": _FLAG,
     "augment.shift": _number(0, 1),
     "augment.rotate": _number(0),
     "augment.zoom": _number(0, 1),
@@ -129,6 +141,17 @@ _TRANSFER = {
 MODEL_RULES = {
     "inception_resnet_v2": _TRANSFER,
     "efficientnet_lite0": _TRANSFER,
+    "speednet": {
+        "widths": _tuple(_whole(1)),
+        "whiten_size": _whole(1),
+        "whiten_epsilon": _number(0),
+        "activation": _one_of("gelu", "silu", "relu"),
+        "bn_momentum": _number(0, 1),
+        "bn_epsilon": _number(0),
+        "dirac": _FLAG,
+        "logit_scale": _number(1e-6),
+        "trainable": _PATTERN,
+    },
     "cnn": {
         "widths": _tuple(_whole(1)),
         "convs_per_block": _whole(1),
@@ -142,7 +165,15 @@ MODEL_RULES = {
 }
 
 # What changes where a run finds things or how often it reports, but no number that it computes.
-FREE = ("data.dir", "features.dir", "steps_per_call", "tensorboard", "checkpoint.epochs", "checkpoint.minutes")
+FREE = (
+    "data.dir",
+    "features.dir",
+    "steps_per_call",
+    "tensorboard",
+    "eval.epochs",
+    "checkpoint.epochs",
+    "checkpoint.minutes",
+)
 
 
 def load(path: str | Path) -> ConfigDict:

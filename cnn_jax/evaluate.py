@@ -13,6 +13,7 @@ from cnn_jax.errors import UserError
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 _STEP = cli.define_step()
+_LANE = cli.define_lane()
 _SPLIT = flags.DEFINE_enum("split", None, ["test", "validation", "train"], "Which images to score; test by default.")
 _NAME = flags.DEFINE_string("data.name", None, "Another data set; 'folder' for photographs. The run's own by default.")
 _DIR = flags.DEFINE_string("data.dir", None, "Where the data is. Where it was in training by default.")
@@ -29,7 +30,7 @@ def main() -> int:
     if workdir.is_file():
         raise UserError(f"{workdir} is a file: --workdir takes the folder of a run.")
     folder = _make_folder(_REPORT.value) if _REPORT.value else None
-    classifier = inference.load_classifier(workdir, step=step)
+    classifier = inference.load_classifier(workdir, step=step, lane=_LANE.value)
     scored = examples.load(classifier, _SPLIT.value, _NAME.value, _DIR.value)
     if not len(scored):
         raise UserError(f"The {scored.split} split of {scored.name} is empty: take another --split.")

@@ -8,9 +8,11 @@ import numpy as np
 from jaxtyping import PyTree
 
 from cnn_jax.dispatch import make_chunk
+from cnn_jax.lanes import make_lane_chunk
 from cnn_jax.metrics import Classification, zeros_like
 from cnn_jax.preprocess import Preprocessing
 from cnn_jax.step import gather, make_eval_step
+from cnn_jax.views import ITSELF, Views
 
 
 def padded_batches(num_examples: int, batch_size: int) -> dict[str, np.ndarray]:
@@ -25,7 +27,7 @@ def padded_batches(num_examples: int, batch_size: int) -> dict[str, np.ndarray]:
 
 
 def make_evaluator(
-    model: nn.Module, preprocess: Preprocessing, batch_size: int
+    model: nn.Module, preprocess: Preprocessing, batch_size: int, seeds: int = 0, views: Views = ITSELF
 ) -> Callable[[PyTree, dict[str, jax.Array]], Classification]:
     """Builds `evaluate(variables, arrays) -> metrics`.
 
@@ -33,21 +35,28 @@ def make_evaluator(
       model: the network.
       preprocess: what is done to every image.
       batch_size: images at once. It decides about memory and speed, not about the result.
+      seeds: lanes of the variables (see `cnn_jax.lanes`), and so of the metrics; 0 where they have no lane axis.
+      views: what of every image the network sees (see `cnn_jax.views`).
 
     Returns:
       A function of the variables {params, batch_stats} and of {"image": uint8 `[n, height, width, 3]`, "label": int32
       `[n]`}.
     """
-    eval_step = make_eval_step(model, preprocess=preprocess)
+    eval_step = make_eval_step(model, preprocess=preprocess, views=views)
 
     def score(row, arrays, variables):
         return eval_step(variables, gather(arrays, row))
 
-    chunk = make_chunk(lambda metrics, *arguments: metrics.merge(score(*arguments)))
+    def body(metrics, *arguments):
+        return metrics.merge(score(*arguments))
+
+    axes = (0, None, None, 0)
+    chunk = make_lane_chunk(body, axes, seeds) if seeds else make_chunk(body)
+    score_all = jax.vmap(score, in_axes=axes[1:]) if seeds else score
 
     def evaluate(variables: PyTree, arrays: dict[str, jax.Array]) -> Classification:
         rows = padded_batches(len(arrays["label"]), batch_size)
         first = jax.tree.map(lambda x: x[0], rows)
-        return chunk(zeros_like(jax.eval_shape(score, first, arrays, variables)), rows, arrays, variables)
+        return chunk(zeros_like(jax.eval_shape(score_all, first, arrays, variables)), rows, arrays, variables)
 
     return evaluate

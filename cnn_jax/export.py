@@ -16,6 +16,7 @@ from cnn_jax.errors import UserError
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a trained run.")
 _OUTPUT = flags.DEFINE_string("output", None, "The file to write, model.jaxexport for example.")
 _STEP = cli.define_step()
+_LANE = cli.define_lane()
 
 LARGEST_DIFFERENCE = 1e-4  # between probabilities: what rounding may do, and no wrong program stays below
 
@@ -32,7 +33,7 @@ def main() -> None:
     from cnn_jax import exported
     from cnn_jax.inference import load_classifier
 
-    classifier = load_classifier(_WORKDIR.value, step=step)
+    classifier = load_classifier(_WORKDIR.value, step=step, lane=_LANE.value)
     header = exported.write(output, classifier.log_probabilities, classifier.metadata, classifier.step)
     images = np.random.default_rng(0).integers(0, 256, (2, *classifier.input_size, 3), np.uint8)
     difference = np.abs(load_classifier(output)(images) - classifier(images)).max()

@@ -20,6 +20,7 @@ from PIL import Image
 from cnn_jax import images as image_files
 from cnn_jax.errors import UserError
 from cnn_jax.preprocess import Preprocessing
+from cnn_jax.views import ITSELF, Views
 
 # Compiling takes seconds, so a few sizes are compiled and batches are filled up to the next.
 BATCH_SIZES = (1, 16, 128)
@@ -97,35 +98,45 @@ class Classifier:
         return np.concatenate(results)
 
 
-def load_classifier(source: str | os.PathLike, *, step: int | str = "best") -> Classifier:
+def load_classifier(source: str | os.PathLike, *, step: int | str = "best", lane: int = 0) -> Classifier:
     """Loads a classifier; no optimizer, no data set and no training code is touched.
 
     Args:
       source: a workdir, or a file that `python -m cnn_jax.export` wrote.
       step: which checkpoint of a workdir: a number, "latest", or "best" by validation accuracy.
+      lane: which network of a run with several seeds; 0 is that of `config.seed`.
 
     Raises:
-      UserError: nothing is there, or it is damaged.
+      UserError: nothing is there, it is damaged, or it has fewer seeds.
     """
     path = Path(source).expanduser()
     if path.is_dir():
-        return _from_workdir(path, step)
+        return _from_workdir(path, step, lane)
     if path.exists():
         return _from_exported(path)
     raise UserError(f"There is no workdir {path}: train one with python -m cnn_jax.main --workdir={path} ...")
 
 
-def _from_workdir(path: Path, step: int | str) -> Classifier:
+def _from_workdir(path: Path, step: int | str, lane: int) -> Classifier:
     # Here, because an exported file is answered without Orbax and Flax, which take most of a second to import.
     from cnn_jax import models
     from cnn_jax.checkpoint import restore_model
 
     number, variables, metadata = restore_model(path / "checkpoints", step)
     config, preprocessing = metadata["config"], Preprocessing.from_metadata(metadata["preprocessing"])
+    seeds = config.get("seeds", 1)
+    if lane >= seeds:
+        raise UserError(f"{path} has {seeds} seed{'s' * (seeds > 1)}: --lane={lane} must be below that.")
+    if seeds > 1:
+        variables = jax.tree.map(lambda x: x[lane], variables)
+        # From here on it is the network that a run with this seed alone would have left.
+        metadata |= {"config": config | {"seed": config["seed"] + lane, "seeds": 1}}
     model = models.build(config["model"], len(metadata["class_names"]), config["dtype"])
     return Classifier(
         **_described(path, metadata),
-        log_probabilities=jax.jit(make_scorer(model, variables, preprocessing)),
+        log_probabilities=jax.jit(
+            make_scorer(model, variables, preprocessing, Views.from_config(config.get("eval", {})))
+        ),
         source=str(path),
         step=number,
         model=(model, variables),
@@ -153,11 +164,16 @@ def _described(path: Path, metadata: dict[str, Any]) -> dict[str, Any]:
         raise UserError(f"{path} does not say its {error}: an older cnn_jax made it. Train it anew.") from None
 
 
-def make_scorer(model: Any, variables: Any, preprocessing: Preprocessing) -> Callable[[Any], Any]:
+def make_scorer(
+    model: Any, variables: Any, preprocessing: Preprocessing, views: Views = ITSELF
+) -> Callable[[Any], Any]:
     """Returns the function from stored images, uint8, to logarithms of probabilities."""
 
+    def predict(inputs):
+        return model.apply(variables, inputs, train=False)
+
     def log_probabilities(images):
-        return jax.nn.log_softmax(model.apply(variables, preprocessing(jnp.asarray(images)), train=False))
+        return jax.nn.log_softmax(views(predict, preprocessing(jnp.asarray(images))))
 
     return log_probabilities
 

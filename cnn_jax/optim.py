@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import PyTree
 
+from cnn_jax import muon
 from cnn_jax.errors import UserError
 
 
@@ -56,6 +57,9 @@ def make_optimizer(
         "adam": lambda: optax.scale_by_adam(
             b1=config.momentum, b2=config.b2, eps=config.epsilon, nesterov=config.nesterov
         ),
+        "muon": lambda: muon.scale_by_muon(
+            config.muon.momentum, config.muon.steps, rest=config.momentum, nesterov=config.nesterov
+        ),
     }
     if config.name not in rules:
         raise UserError(f"config.optimizer.name is {config.name!r}; the optimizers are: {', '.join(rules)}.")
@@ -64,7 +68,10 @@ def make_optimizer(
         chain.append(optax.add_decayed_weights(config.weight_decay, mask=_is_kernel))
     if any(factor != 1 for factor in jax.tree.leaves(factors)):
         chain.append(optax.stateless(lambda updates, _: jax.tree.map(jnp.multiply, updates, factors)))
-    return optax.chain(*chain, optax.scale_by_learning_rate(schedule))
+    chain.append(optax.scale_by_learning_rate(schedule))
+    if config.name == "muon" and config.muon.keep_norms:
+        chain.append(muon.keep_norms())
+    return optax.chain(*chain)
 
 
 def _is_kernel(params: Any) -> Any:

@@ -27,6 +27,7 @@ from cnn_jax.errors import UserError
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a trained run.")
 _MODEL = flags.DEFINE_string("model", None, "A file that python -m cnn_jax.export wrote, instead of a workdir.")
 _STEP = cli.define_step()
+_LANE = cli.define_lane()
 _TOP_K = flags.DEFINE_integer("top_k", 3, "How many classes to name, the most probable first.", lower_bound=1)
 _JSON = flags.DEFINE_bool("json", False, "One JSON object a line.")
 _CSV = flags.DEFINE_bool("csv", False, "Comma-separated values, with a header.")
@@ -52,7 +53,7 @@ def main(arguments: Sequence[str]) -> int:
     from cnn_jax import answers  # after the flags are checked: a mistyped one is answered without loading JAX
     from cnn_jax.inference import load_classifier
 
-    classifier = load_classifier(_MODEL.value or _WORKDIR.value, step=step)
+    classifier = load_classifier(_MODEL.value or _WORKDIR.value, step=step, lane=_LANE.value)
     unreadable = 0
     with _silent_libraries(), _Output(classifier.class_names, names) as output:
         for answer in answers.stream(classifier, names, fit=_FIT.value, mirror=_MIRROR.value):

@@ -14,9 +14,9 @@ SECONDS_BETWEEN_LINES = 30.0
 class Progress:
     """Reports a run on standard error. Use it in a `with` statement."""
 
-    def __init__(self, schedule: Schedule, first_step: int):
-        """Prepares to report a run that goes on from `first_step`."""
-        self._schedule = schedule
+    def __init__(self, schedule: Schedule, first_step: int, seeds: int = 1):
+        """Prepares to report a run of so many seeds at once that goes on from `first_step`."""
+        self._schedule, self._seeds = schedule, seeds
         self._console = Console(stderr=True)
         self._timed_from: tuple[int, float] | None = None  # set after the first chunk, which compiles
         self._last_line = time.monotonic()
@@ -61,6 +61,7 @@ class Progress:
             first, start = self._timed_from
             rate = (step - first) * self._schedule.batch_size / (now - start)
             left = (self._schedule.total_steps - step) * self._schedule.batch_size / rate
+            rate *= self._seeds
             speed = {"images_per_second": round(rate, 1)}
             numbers += f"  {rate:,.0f} images/s  {_duration(left)} left"
         label = f"epoch {min(int(self._schedule.epoch(step)) + 1, self._schedule.epochs)}/{self._schedule.epochs}"

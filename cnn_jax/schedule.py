@@ -22,12 +22,14 @@ class Schedule:
       batch_size: images a step.
       epochs: passes over the training images.
       steps_per_call: steps between two returns to Python, at most.
+      epochs_per_pause: epochs after which there is something to do besides training: no chunk goes across.
     """
 
     num_examples: int
     batch_size: int
     epochs: int
     steps_per_call: int
+    epochs_per_pause: int = 1
 
     @property
     def total_steps(self) -> int:
@@ -49,16 +51,17 @@ class Schedule:
 
     def epoch_ended(self, step: int) -> int | None:
         """The epoch that ended exactly with `step`, or None."""
-        epoch = step * self.batch_size // self.num_examples
+        epoch = min(step * self.batch_size // self.num_examples, self.epochs)
         return epoch if epoch and self.end_of_epoch(epoch) == step else None
 
     def next_stop(self, step: int) -> int:
-        """Where the chunk that starts at `step` ends: at most `steps_per_call` later, and never across an epoch.
+        """Where the chunk that starts at `step` ends: at most `steps_per_call` later, and never across a pause.
 
-        Chunks are counted from the start of the epoch, so a resumed run stops where the first one would have.
+        Chunks are counted from the last pause, so a resumed run stops where the first one would have.
         """
         epoch = step * self.batch_size // self.num_examples
-        start, end = self.end_of_epoch(epoch), self.end_of_epoch(epoch + 1)
+        before = epoch - epoch % self.epochs_per_pause
+        start, end = self.end_of_epoch(before), self.end_of_epoch(min(before + self.epochs_per_pause, self.epochs))
         chunk = (step - start) // self.steps_per_call + 1
         return min(start + chunk * self.steps_per_call, end)
 
@@ -66,17 +69,19 @@ class Schedule:
         """Returns which examples the steps from `step` to `stop` take.
 
         Returns:
-          `index` int32 and `mask` bool (all true: every batch is full), each `[stop - step, batch_size]`.
+          `index` int32, `mask` bool (all true: every batch is full) and `epoch` int32, which counts from 0; each
+          `[stop - step, batch_size]`.
         """
         first, last = step * self.batch_size, stop * self.batch_size
         epochs = range(first // self.num_examples, (last - 1) // self.num_examples + 1)
         order = np.concatenate([_epoch_order(seed, epoch, self.num_examples) for epoch in epochs])
         offset = first - epochs[0] * self.num_examples
         index = order[offset : offset + last - first].reshape(-1, self.batch_size)
-        return {"index": index, "mask": np.ones(index.shape, bool)}
+        epoch = (np.arange(first, last) // self.num_examples).astype(np.int32).reshape(index.shape)
+        return {"index": index, "mask": np.ones(index.shape, bool), "epoch": epoch}
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=64)  # many seeds ask in turns
 def _epoch_order(seed: int, epoch: int, num_examples: int) -> np.ndarray:
     key = rng.stream(rng.root(seed), "order", epoch)
     return np.asarray(_permutation(key, num_examples), np.int32)

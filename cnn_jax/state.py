@@ -11,8 +11,14 @@ class TrainState(flax.struct.PyTreeNode):
     params: PyTree
     batch_stats: PyTree
     opt_state: PyTree
+    average: PyTree = None  # {params, batch_stats}, see cnn_jax.average; None where nothing is averaged
+
+    @property
+    def current(self) -> dict[str, PyTree]:
+        """What training changes next: {params, batch_stats}."""
+        return {"params": self.params, "batch_stats": self.batch_stats}
 
     @property
     def variables(self) -> dict[str, PyTree]:
-        """What the network is applied with."""
-        return {"params": self.params, "batch_stats": self.batch_stats}
+        """What the network is evaluated, saved and served with: their average where there is one."""
+        return self.average or self.current

@@ -17,11 +17,13 @@ from clu import metrics as clu_metrics
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree, UInt8
 
 from cnn_jax import rng
-from cnn_jax.augment import Augmentation
+from cnn_jax.augment import Augmentation, alternate
+from cnn_jax.average import Average
 from cnn_jax.metrics import Classification, TrainMetrics
 from cnn_jax.partition import Partition
 from cnn_jax.preprocess import Preprocessing
 from cnn_jax.state import TrainState
+from cnn_jax.views import ITSELF, Views
 
 
 class Batch(TypedDict):
@@ -34,6 +36,8 @@ class Batch(TypedDict):
     features: NotRequired[Float[Array, "batch features"]]
     label: Int[Array, " batch"]
     mask: Bool[Array, " batch"]
+    index: NotRequired[Int[Array, " batch"]]  # each example's number in its split
+    epoch: NotRequired[Int[Array, " batch"]]  # which epoch of training it is in
 
 
 def gather(arrays: dict[str, Any], row: dict[str, Any]) -> Batch:
@@ -41,9 +45,9 @@ def gather(arrays: dict[str, Any], row: dict[str, Any]) -> Batch:
 
     Args:
       arrays: "image" `[n, height, width, 3]` or "features" `[n, features]`, and "label" `[n]`.
-      row: "index" int32 `[batch]` and "mask" bool `[batch]`.
+      row: "index" int32 `[batch]` and "mask" bool `[batch]`; in training also "epoch" int32 `[batch]`.
     """
-    return {name: array[row["index"]] for name, array in arrays.items()} | {"mask": row["mask"]}
+    return {name: array[row["index"]] for name, array in arrays.items()} | row
 
 
 def init_state(
@@ -94,6 +98,7 @@ def make_train_step(
     label_smoothing: float = 0.0,
     diagnostics: bool = False,
     axis_name: str | None = None,
+    average: Average | None = None,
 ) -> Callable[[TrainState, Batch, PRNGKeyArray], tuple[TrainState, clu_metrics.Collection]]:
     """Builds `train_step(state, batch, key) -> (state, metrics)`; `key` is the run's root key.
 
@@ -106,6 +111,7 @@ def make_train_step(
       label_smoothing: see `cross_entropy`.
       diagnostics: also report gradient norms and dead ReLUs a layer.
       axis_name: the mapped axis over which the batch is spread, under `jax.pmap`.
+      average: how `state.average` is kept; None where there is none.
     """
     mutable = ["batch_stats", "diagnostics"] if diagnostics else ["batch_stats"]
     split, merge, still = (lambda params: params), (lambda trained, params: trained), contextlib.nullcontext
@@ -123,7 +129,10 @@ def make_train_step(
         if "features" in batch:
             inputs = batch["features"]
         else:
-            inputs = preprocess.normalise(augment(preprocess.scale(batch["image"]), augment_key, offset))
+            mirrored = None
+            if augment.alternate_flip:
+                mirrored = alternate(rng.stream(key, "alternate_flip"), batch["index"], batch["epoch"])
+            inputs = preprocess.normalise(augment(preprocess.scale(batch["image"]), augment_key, offset, mirrored))
 
         def loss_fn(trained):
             variables = {"params": merge(trained, state.params), "batch_stats": state.batch_stats}
@@ -155,19 +164,25 @@ def make_train_step(
             batch_stats=updated.get("batch_stats", {}),
             opt_state=opt_state,
         )
+        if average:
+            mean, current = average.update(state.average, state.current, state.step)
+            state = state.replace(average=mean, **current)
         return state, metrics
 
     return train_step
 
 
 def make_eval_step(
-    model: nn.Module, *, preprocess: Preprocessing
+    model: nn.Module, *, preprocess: Preprocessing, views: Views = ITSELF
 ) -> Callable[[dict[str, PyTree], Batch], Classification]:
     """Builds `eval_step(variables, batch) -> metrics`, which counts the examples that the mask marks as real."""
 
     def eval_step(variables: dict[str, PyTree], batch: Batch) -> Classification:
-        inputs = batch["features"] if "features" in batch else preprocess(batch["image"])
-        logits = model.apply(variables, inputs, train=False)
+        def predict(inputs):
+            return model.apply(variables, inputs, train=False)
+
+        # Of features there are no views: see `Phase.keeps_features`.
+        logits = predict(batch["features"]) if "features" in batch else views(predict, preprocess(batch["image"]))
         losses = cross_entropy(logits, batch["label"])
         return Classification.single_from_model_output(
             logits=logits, labels=batch["label"], loss=losses, mask=batch["mask"]

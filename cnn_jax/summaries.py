@@ -126,13 +126,21 @@ class Summaries:
             self._writer.write_hparams(hparams)
             self._writer.write_texts(0, texts)
 
-    def record(self, step: int, epoch: float, split: str, values: Mapping[str, float]) -> None:
-        """Writes one record of finite or infinite numbers; the latter are null in JSON."""
-        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        self._file.write(json.dumps({"step": step, "epoch": epoch, "split": split} | finite) + "\n")
+    def record(self, step: int, epoch: float, split: str, values: Mapping[str, Any]) -> None:
+        """Writes one record of numbers, and of lists of numbers a seed; what is not finite is null in JSON."""
+        self._file.write(json.dumps({"step": step, "epoch": epoch, "split": split} | _finite(values)) + "\n")
         self._file.flush()
         if self._writer:
-            self._writer.write_scalars(step, {f"{split}/{name}": value for name, value in values.items()})
+            scalars = {name: value for name, value in values.items() if isinstance(value, int | float)}
+            self._writer.write_scalars(step, {f"{split}/{name}": value for name, value in scalars.items()})
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _finite(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_finite(each) for each in value]
+    return value if math.isfinite(value) else None
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:

@@ -1,7 +1,9 @@
 """A run, compiled: what a step, an evaluation and the state at step 0 are. Pure functions of (state, step)."""
 
 import dataclasses
+import functools
 import hashlib
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,16 +15,19 @@ from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
 from cnn_jax import config as config_lib
-from cnn_jax import data, models, optim, rng, step, weights
+from cnn_jax import data, lanes, models, optim, rng, step, weights
 from cnn_jax.augment import Augmentation
+from cnn_jax.average import Average
 from cnn_jax.checkpoint import FINGERPRINT
 from cnn_jax.dispatch import make_chunk
+from cnn_jax.errors import UserError
 from cnn_jax.evaluation import make_evaluator
 from cnn_jax.features import FeatureCache
 from cnn_jax.metrics import NAMES, summarise, zeros_like
 from cnn_jax.partition import Partition
 from cnn_jax.preprocess import Preprocessing
 from cnn_jax.schedule import Schedule
+from cnn_jax.views import Views
 
 SPLITS = ("train", "validation", "test")
 RANDOM = "random"  # in the place of weights: a backbone that was never trained
@@ -48,9 +53,13 @@ class Trainer:
           features: where those of a frozen backbone are kept; None: they are computed in every epoch anew.
         """
         self.dataset = dataset
-        self._config, self._key, self._features = config, rng.root(config.seed), features
+        self._config, self._features = config, features
+        self._lanes = config.seeds if config.seeds > 1 else 0
+        keys = [rng.root(seed) for seed in self._seeds]
+        self._key = jnp.stack(keys) if self._lanes else keys[0]
         epochs = config.epochs + config.finetune.epochs
-        self.schedule = Schedule(len(dataset.train), config.batch_size, epochs, config.steps_per_call)
+        pause = math.gcd(config.checkpoint.epochs, config.eval.epochs if len(dataset.validation) else 0)
+        self.schedule = Schedule(len(dataset.train), config.batch_size, epochs, config.steps_per_call, pause)
         self.model = models.build(config.model, len(dataset.class_names), config.dtype)
         self._preprocess = Preprocessing.from_config(config.data, **models.normalisation(config.model))
         self._images = {name: _read(getattr(dataset, name)) for name in SPLITS[:2]}
@@ -65,8 +74,9 @@ class Trainer:
             FINGERPRINT: _fingerprint(self._images),
         }
         self.phases = self._make_phases(config)
-        self._evaluate = make_evaluator(self.model, self._preprocess, config.eval_batch_size)
-        self._summarise = jax.jit(summarise)
+        views = Views.from_config(config.eval)
+        self._evaluate = make_evaluator(self.model, self._preprocess, config.eval_batch_size, self._lanes, views)
+        self._summarise = jax.jit(jax.vmap(summarise) if self._lanes else summarise)
 
     def _make_phases(self, config: ConfigDict) -> list["Phase"]:
         images = jax.ShapeDtypeStruct((1, *self.image_size, 3), np.float32)
@@ -76,45 +86,74 @@ class Trainer:
             start, stop = stop, self.schedule.end_of_epoch(sum(p.config.epochs for p in phases) + own.epochs)
             partition = Partition.of(variables, own.model.trainable, own.optimizer.groups, partition)
             phases.append(Phase(own, self.model, self._preprocess, partition, start, stop, self.schedule))
+        if self._lanes and self._features and phases[0].keeps_features and config.model.get("weights") == RANDOM:
+            raise UserError(
+                "Every seed has a random backbone of its own, so that there are no features to share: set "
+                "--config.features.cache=False, or --config.seeds=1."
+            )
         return phases
+
+    @property
+    def _seeds(self) -> range:
+        return range(self._config.seed, self._config.seed + self._config.seeds)
 
     def phase(self, now: int) -> "Phase":
         """The phase of the step that starts at `now`; the last one at the end."""
         return next((phase for phase in self.phases if now < phase.stop), self.phases[-1])
 
     def init_state(self) -> step.TrainState:
-        """Returns the state at step 0.
+        """Returns the state at step 0; with a leading lane axis where there are several seeds.
 
         Raises:
           UserError: the weights of a backbone cannot be had.
         """
+        init = self._make_init()
+        return lanes.stack([init(key) for key in self._key]) if self._lanes else init(self._key)
+
+    def _make_init(self) -> Callable[[jax.Array], step.TrainState]:
         first = self.phases[0]
         source = self._config.model.get("weights", RANDOM)
         init = jax.jit(lambda key: self._init(key, first))
         if source == RANDOM:
-            return init(self._key)
-        shapes = jax.eval_shape(init, self._key)
+            return lambda key: self._fit(init(key))
+        shapes = jax.eval_shape(init, rng.root(0))
         of_backbone = {kind: tree["backbone"] for kind, tree in shapes.variables.items()}
         loaded = jax.device_put(weights.load(self._config.model.name, source, of_backbone))
         # Initialised on features: the backbone, which is loaded, is then neither compiled nor drawn at random.
         features = jnp.zeros((1, self.model.network.num_features))
-        head = jax.jit(lambda key: self.model.init(rng.stream(key, "init"), features, train=False))(self._key)
-        params = {"backbone": loaded["params"], **head["params"]}
-        return step.TrainState(
-            step=jnp.zeros((), jnp.int32),
-            params=params,
-            batch_stats={"backbone": loaded["batch_stats"]},
-            opt_state=first.begin(params),
-        )
+
+        @jax.jit
+        def with_loaded(loaded, key):
+            head = self.model.init(rng.stream(key, "init"), features, train=False)["params"]
+            params = {"backbone": loaded["params"], **head}
+            return step.TrainState(
+                step=jnp.zeros((), jnp.int32),
+                params=params,
+                batch_stats={"backbone": loaded["batch_stats"]},
+                opt_state=first.begin(params),
+            )
+
+        return functools.partial(with_loaded, loaded)
 
     def _init(self, key: jax.Array, phase: "Phase") -> step.TrainState:
-        return step.init_state(self.model, phase.optimizer, key, self.image_size, phase.partition)
+        state = step.init_state(self.model, phase.optimizer, key, self.image_size, phase.partition)
+        return state.replace(average=phase.average.begin(state.current))
+
+    def _fit(self, state: step.TrainState) -> step.TrainState:
+        """Completes the state at step 0 where the network's initialisation looks at the training images."""
+        if not hasattr(self.model, "init_from_images"):
+            return state
+        fit = jax.jit(lambda params, images: self.model.init_from_images(params, self._preprocess(images)))
+        images = self._images["train"]["image"][: self.model.init_images]
+        state = state.replace(params=fit(state.params, images))
+        return state.replace(average=self.phases[0].average.begin(state.current))
 
     def like(self, now: int) -> step.TrainState:
         """Returns the shapes, types and devices of what is saved at step `now`."""
         phase = self.phase(max(now - 1, 0))
         sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        shapes = jax.eval_shape(lambda key: self._init(key, phase), self._key)
+        init = functools.partial(self._init, phase=phase)
+        shapes = jax.eval_shape(jax.vmap(init) if self._lanes else init, self._key)
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)
 
     def must_prepare(self, now: int) -> bool:
@@ -133,22 +172,25 @@ class Trainer:
         for split in SPLITS[:2]:
             self._inputs(variables, split, now, stop)
 
-    def update(self, state: step.TrainState, now: int) -> tuple[int, step.TrainState, dict[str, float]]:
+    def update(self, state: step.TrainState, now: int) -> tuple[int, step.TrainState, dict[str, Any]]:
         """Trains from step `now` to the end of the chunk; returns that step, the state there and the chunk's metrics.
 
         The buffers of `state` are reused: it must not be touched afterwards.
         """
-        stop, phase = self.schedule.next_stop(now), self.phase(now)
+        phase = self.phase(now)
+        stop = min(self.schedule.next_stop(now), phase.stop)
         if now and now == phase.start:
-            state = state.replace(opt_state=phase.begin(state.params))
-        rows = self.schedule.rows(self._config.seed, now, stop)
+            begin = jax.vmap(phase.begin) if self._lanes else phase.begin
+            state = state.replace(opt_state=jax.jit(begin)(state.params))
+        rows = [self.schedule.rows(seed, now, stop) for seed in self._seeds]
+        rows = lanes.stack_rows(rows) if self._lanes else rows[0]
         arrays = self._inputs(state.variables, "train", now)
         state, metrics = phase.train(state, rows, arrays, self._key)
         return stop, state, self._fetch(metrics) | {"learning_rate": phase.learning_rate(stop - 1)}
 
     def evaluate(
         self, variables: PyTree, split: str, now: int = 0, stop: Callable[[], bool] = lambda: False
-    ) -> dict[str, float]:
+    ) -> dict[str, Any]:
         """Scores the network on "train", "validation" or "test", every image once; empty where there are none.
 
         Args:
@@ -169,14 +211,20 @@ class Trainer:
             arrays = self._images.get(split) or _read(getattr(self.dataset, split))
             if as_features:
                 batch = self._config.eval_batch_size
-                cache = FeatureCache(self._features, self.model, variables, self._preprocess, batch)
+                one = self.lane(variables)  # all have the same backbone
+                cache = FeatureCache(self._features, self.model, one, self._preprocess, batch)
                 arrays = {"features": cache.get(arrays["image"], split, stop), "label": arrays["label"]}
             self._arrays[split, as_features] = jax.device_put(arrays)
         return self._arrays[split, as_features]
 
-    def _fetch(self, metrics: Any) -> dict[str, float]:
+    def lane(self, tree: PyTree, index: int = 0) -> PyTree:
+        """Returns the part of a state, or of variables, that belongs to one seed."""
+        return lanes.take(tree, index) if self._lanes else tree
+
+    def _fetch(self, metrics: Any) -> dict[str, Any]:
         values = jax.device_get(self._summarise(metrics))
-        return {name: float(values[name]) for name in (*NAMES, *sorted(values.keys() - NAMES))}
+        values = {name: values[name] for name in (*NAMES, *sorted(values.keys() - NAMES))}
+        return lanes.spread(values) if self._lanes else {name: float(value) for name, value in values.items()}
 
 
 class Phase:
@@ -186,6 +234,7 @@ class Phase:
       config: the run's, with what this phase changes.
       partition: which parameters are trained.
       optimizer: the rule.
+      average: of the weights.
       start: its first step.
       stop: the step after its last.
     """
@@ -206,7 +255,8 @@ class Phase:
         factors = partition.factors(config.optimizer.groups)
         self.optimizer = optim.make_optimizer(config.optimizer, self._schedule, factors)
         augment = Augmentation.from_config(config.augment, preprocess.mean)
-        self.keeps_features = partition.freezes("backbone") and not augment
+        self.average = Average.from_config(config.average, schedule.total_steps)
+        self.keeps_features = partition.freezes("backbone") and not augment and not Views.from_config(config.eval)
         train_step = step.make_train_step(
             model,
             self.optimizer,
@@ -215,6 +265,7 @@ class Phase:
             partition=partition,
             label_smoothing=config.label_smoothing,
             diagnostics=config.diagnostics,
+            average=self.average,
         )
 
         def one_step(state, row, arrays, key):
@@ -225,11 +276,12 @@ class Phase:
             state, update = one_step(state, *arguments)
             return state, metrics.merge(update)
 
-        self._one_step, self._chunk = one_step, make_chunk(body)
+        self._one_step, self._lanes = one_step, config.seeds if config.seeds > 1 else 0
+        self._chunk = lanes.make_lane_chunk(body, (0, 0, None, 0), self._lanes) if self._lanes else make_chunk(body)
 
     def begin(self, params: PyTree) -> PyTree:
-        """Returns the optimizer's state at the first step."""
-        return jax.jit(self.optimizer.init)(self.partition.trained(params))
+        """Returns the optimizer's state at the first step, of one lane."""
+        return self.optimizer.init(self.partition.trained(params))
 
     def learning_rate(self, now: int) -> float:
         """That of the step that starts at `now`, for parameters of no group."""
@@ -239,8 +291,8 @@ class Phase:
         self, state: step.TrainState, rows: dict[str, np.ndarray], arrays: dict[str, jax.Array], key: jax.Array
     ) -> tuple[step.TrainState, Any]:
         """Trains a step a row; returns the state and the metrics of these steps. The buffers of `state` are reused."""
-        first = jax.tree.map(lambda x: x[0], rows)
-        _, shapes = jax.eval_shape(self._one_step, state, first, arrays, key)
+        one_step = jax.vmap(self._one_step, in_axes=(0, 0, None, 0)) if self._lanes else self._one_step
+        _, shapes = jax.eval_shape(one_step, state, jax.tree.map(lambda x: x[0], rows), arrays, key)
         return self._chunk((state, zeros_like(shapes)), rows, arrays, key)
 
 

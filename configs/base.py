@@ -11,6 +11,7 @@ def get_config() -> ConfigDict:
     config = ConfigDict(
         {
             "seed": 0,  # initial weights, order, augmentation, dropout; not the splits
+            "seeds": 1,  # how many at once: seed, seed + 1, ...; each as if it ran alone
             "epochs": 50,
             "batch_size": 32,
             "eval_batch_size": 250,
@@ -20,6 +21,11 @@ def get_config() -> ConfigDict:
             "on_nan": "stop",  # or "continue", to watch a run that has failed
             "diagnostics": False,  # gradient norm and share of dead ReLUs of every layer
             "tensorboard": "tensorboardX",  # or "clu" (needs TensorFlow), or "off"
+            "eval": {
+                "epochs": 1,  # score the validation images at every so many epochs, and at the end
+                "mirror": False,  # also their mirror images; here and in all that the run serves later
+                "shift": 0,  # also moved by so many pixels
+            },
             "checkpoint": {
                 "epochs": 1,  # save at every so many epochs
                 "minutes": 5.0,  # and when so much time has passed; 0: never for that reason
@@ -46,7 +52,7 @@ def get_config() -> ConfigDict:
                 "trainable": "all",  # or a pattern for modules, such as "head"; the others stay as they are
             },
             "optimizer": {
-                "name": "sgd",  # or "adam"
+                "name": "sgd",  # or "adam", or "muon": for convolutions; SGD for the rest
                 "learning_rate": 0.01,
                 "momentum": 0.9,  # Adam's first coefficient
                 "nesterov": False,
@@ -56,6 +62,17 @@ def get_config() -> ConfigDict:
                 "schedule": "constant",  # or "linear" or "cosine", to zero
                 "warmup_epochs": 0.0,
                 "groups": (),  # ((pattern, factor), ...): the learning rate of these modules times the factor
+                "muon": {  # see cnn_jax/muon.py
+                    "momentum": 0.95,  # in the place of optimizer.momentum, for convolutions
+                    "steps": 5,  # of the iteration that makes updates orthogonal
+                    "keep_norms": False,  # hold kernels at one size; for networks with BatchNorm
+                },
+            },
+            "average": {  # of the weights; see cnn_jax/average.py
+                "decay": 0.0,  # what an update keeps of the average; 0: none
+                "every": 1,  # steps between updates
+                "ramp": 0.0,  # the decay is multiplied by this power of the share of the run that is done
+                "lookahead": False,  # go on training from the average
             },
             "finetune": {  # a second phase, after `epochs`; its schedule starts anew
                 "epochs": 0,  # 0: none
@@ -68,6 +85,7 @@ def get_config() -> ConfigDict:
             },
             "augment": {
                 "flip": False,  # mirror half of the images
+                "alternate_flip": False,  # instead: mirror each image in every second epoch
                 "shift": 0.0,  # largest move, as a fraction of the side
                 "rotate": 0.0,  # largest angle, in degrees
                 "zoom": 0.0,  # largest change of scale

@@ -28,7 +28,7 @@ TOLD = ("epochs", "data.train_examples", "data.validation", "model.weights")
 def plain(config) -> dict:
     """Flat, as JSON would hold it, without what changes no number."""
     flat = json.loads(json.dumps(config_lib.flatten(config)))
-    return {key: value for key, value in flat.items() if key not in (*config_lib.FREE, "seed")}
+    return {key: value for key, value in flat.items() if key not in (*config_lib.FREE, "seed", "seeds")}
 
 
 def stage_of(config: dict) -> str:
@@ -52,9 +52,12 @@ def collect(workdirs: list[Path]) -> list[dict]:
         held = json.loads(path.read_text())
         config = plain(held)
         row = groups.setdefault(json.dumps(config, sort_keys=True), {"config": config, "seeds": [], "runs": []})
-        if held["seed"] not in row["seeds"]:
-            row["seeds"].append(held["seed"])
-            row["runs"].append({name: tests[-1][name] for name in NAMES})
+        for lane in range(held.get("seeds", 1)):
+            seed = held["seed"] + lane
+            if seed not in row["seeds"]:
+                values = {name: each[lane] for name, each in tests[-1].get("lanes", {}).items()} or tests[-1]
+                row["seeds"].append(seed)
+                row["runs"].append({name: values[name] for name in NAMES})
     for row in groups.values():
         config = row.pop("config")
         row |= {"stage": stage_of(config)} | {key: config[key] for key in TOLD if key in config}

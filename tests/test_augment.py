@@ -6,9 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import stage
 
 from cnn_jax import augment, rng
 from cnn_jax.augment import Augmentation
+from cnn_jax.errors import UserError
+from cnn_jax.schedule import Schedule
 
 HEIGHT, WIDTH = 7, 9
 
@@ -117,6 +120,37 @@ def test_parts_of_a_batch_equal_the_whole(image):
     whole = EVERYTHING(batch, rng.root(0))
     parts = [EVERYTHING(batch[i : i + 2], rng.root(0), i) for i in (0, 2, 4)]
     np.testing.assert_allclose(whole, np.concatenate(parts), atol=1e-6)
+
+
+def test_alternating_flips_mirror_every_image_in_every_second_epoch():
+    """Through the rows of a run whose batches do not end where epochs do."""
+    schedule = Schedule(num_examples=50, batch_size=16, epochs=5, steps_per_call=100)
+    rows = schedule.rows(0, 0, schedule.total_steps)
+    seen = np.zeros((6, 50), bool)
+    for index, epoch in zip(rows["index"], rows["epoch"], strict=True):
+        seen[epoch, index] = augment.alternate(rng.root(3), jnp.asarray(index), jnp.asarray(epoch))
+    for epoch in range(4):
+        np.testing.assert_array_equal(seen[epoch], ~seen[epoch + 1])
+    assert 10 < seen[0].sum() < 40
+    assert (seen[0] != augment.alternate(rng.root(4), jnp.arange(50), jnp.zeros(50, jnp.int32))).any()
+
+
+def test_mirrored_images_are_mirrored_before_the_rest(image):
+    batch = jnp.stack([jnp.array(image)] * 3)
+    mirrored = jnp.array([True, False, True])
+    expected = np.stack([image[:, ::-1], image, image[:, ::-1]])
+    alone = Augmentation(alternate_flip=True)
+    assert alone
+    np.testing.assert_array_equal(alone(batch, rng.root(0), mirrored=mirrored), expected)
+    both = Augmentation(alternate_flip=True, crop_padding=2)(batch, rng.root(0), mirrored=mirrored)
+    np.testing.assert_array_equal(both, Augmentation(crop_padding=2)(jnp.array(expected), rng.root(0)))
+
+
+def test_random_and_alternating_flips_exclude_each_other():
+    config = stage("augment").augment
+    config.alternate_flip = True
+    with pytest.raises(UserError, match=r"config\.augment\.flip and config\.augment\.alternate_flip"):
+        Augmentation.from_config(config, (0.0, 0.0, 0.0))
 
 
 @pytest.mark.parametrize("field, value", [("flip", True), ("shift", 0.2), ("cutout", 3)])

@@ -76,6 +76,12 @@ def test_every_rule_has_a_default_and_every_default_a_rule():
         ("model.trainable", ""),
         ("augment.shift", 1.0),
         ("augment.crop_mode", "wrap"),
+        ("optimizer.muon.steps", 0),
+        ("optimizer.muon.momentum", 1.0),
+        ("average.decay", 1.0),
+        ("average.every", 0),
+        ("eval.shift", -1),
+        ("eval.epochs", 0),
         ("on_nan", "ignore"),
     ],
 )
@@ -90,7 +96,7 @@ def test_a_workdir_of_an_earlier_version_lacks_keys_that_are_now_at_their_defaul
     path = tmp_path / "config.json"
     config_lib.write(stage("augment"), path)
     held = json.loads(path.read_text())
-    del held["finetune"], held["optimizer"]["groups"], held["model"]["trainable"]
+    del held["finetune"], held["optimizer"]["groups"], held["model"]["trainable"], held["average"], held["eval"]
     path.write_text(json.dumps(held))
     config_lib.check_same(stage("augment"), path)
     config = stage("augment")

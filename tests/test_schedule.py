@@ -32,6 +32,9 @@ def test_rows_do_not_depend_on_where_a_chunk_starts(size):
         one = schedule.rows(1, step, step + 1)
         np.testing.assert_array_equal(one["index"][0], whole["index"][step])
         assert one["mask"].all()
+        np.testing.assert_array_equal(one["epoch"][0], whole["epoch"][step])
+    passed = np.arange(whole["epoch"].size) // schedule.num_examples
+    np.testing.assert_array_equal(whole["epoch"].ravel(), passed)
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -44,6 +47,23 @@ def test_chunks_respect_epochs_and_resuming(size):
     for start, stop in chunks:
         assert 0 < stop - start <= schedule.steps_per_call
         assert all_chunks(schedule, start) == [chunk for chunk in chunks if chunk[0] >= start]
+
+
+@pytest.mark.parametrize("size", [*SIZES, (1294, 2000, 8, 1000)])
+@pytest.mark.parametrize("pause", [2, 3, 1000])
+def test_chunks_end_where_there_is_something_to_do_alone(size, pause):
+    schedule = Schedule(*size, epochs_per_pause=pause)
+    chunks = all_chunks(schedule)
+    ends = {stop for _, stop in chunks}
+    assert {schedule.end_of_epoch(epoch) for epoch in range(pause, schedule.epochs, pause)} <= ends
+    assert schedule.epoch_ended(schedule.total_steps) == schedule.epochs
+    for start, stop in chunks:
+        assert 0 < stop - start <= schedule.steps_per_call
+        assert all_chunks(schedule, start) == [chunk for chunk in chunks if chunk[0] >= start]
+
+
+def test_a_whole_run_can_be_one_chunk():
+    assert all_chunks(Schedule(100, 32, 3, 10**6, epochs_per_pause=10**6)) == [(0, 10)]
 
 
 def test_epoch_ended():

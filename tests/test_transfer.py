@@ -58,6 +58,18 @@ def assert_same_run(workdir, reference):
     assert without_times[0] == without_times[1]
 
 
+def interrupt_at(monkeypatch, step):
+    """Sends SIGTERM when the chunk that ends at `step` has been trained."""
+    update = Progress.update
+
+    def interrupting(self, now, values):
+        if now == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return update(self, now, values)
+
+    monkeypatch.setattr(Progress, "update", interrupting)
+
+
 def test_each_phase_trains_what_it_says(finished, config):
     first = Trainer(config, data.load(config.data)).init_state()
     model, _ = arrays(finished)
@@ -85,14 +97,7 @@ def test_killed_in_the_middle_of_phase_two(finished, tmp_path):
 
 @pytest.mark.parametrize("step", [23, BORDER, BORDER + 5])
 def test_stopped_around_the_border_of_phases(finished, tmp_path, config, monkeypatch, step):
-    update = Progress.update
-
-    def interrupting(self, now, values):
-        if now == step:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return update(self, now, values)
-
-    monkeypatch.setattr(Progress, "update", interrupting)
+    interrupt_at(monkeypatch, step)
     assert train(config, str(tmp_path)) == 128 + signal.SIGTERM
     assert train(config, str(tmp_path)) == 0
     assert_same_run(tmp_path, finished)

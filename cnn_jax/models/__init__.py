@@ -10,12 +10,14 @@ import jax.numpy as jnp
 from cnn_jax.models.cnn import CNN
 from cnn_jax.models.efficientnet_lite import EfficientNetLite0
 from cnn_jax.models.inception_resnet_v2 import InceptionResNetV2
+from cnn_jax.models.speednet import SpeedNet
 from cnn_jax.models.transfer import Transfer
 
 # To add one: its class here, its fields in cnn_jax.config.MODEL_RULES. A backbone also has weights: cnn_jax.weights.
 BACKBONES = {"inception_resnet_v2": InceptionResNetV2, "efficientnet_lite0": EfficientNetLite0}
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "cnn": CNN,
+    "speednet": SpeedNet,
     **{name: functools.partial(Transfer, network=network) for name, network in BACKBONES.items()},
 }
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}

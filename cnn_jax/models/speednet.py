@@ -1,0 +1,151 @@
+"""A network made for time to accuracy: whitened patches, wide blocks, a narrow head.
+
+Source of the structure: airbench (Jordan 2024, arXiv:2404.00498), which descends from Page 2019 ("How to train your
+ResNet") and tysam-code/hlb-CIFAR10.
+"""
+
+import functools
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, PyTree
+
+from cnn_jax.errors import UserError
+
+ACTIVATIONS = {"gelu": nn.gelu, "silu": nn.silu, "relu": nn.relu}
+
+
+class SpeedNet(nn.Module):
+    """A whitening convolution, blocks of two 3x3 convolutions, a maximum over the image, a linear head.
+
+    Each block is [convolution, 2x2 max-pooling, BatchNorm, activation, convolution, BatchNorm, activation]: pooled
+    before the first activation, so that all that follows costs a quarter. Its convolutions have no bias, which the
+    BatchNorm after them would remove, and its BatchNorms no scale, which the convolution after them can take over.
+
+    Attributes:
+      num_classes: number of logits.
+      widths: channels of each block; every block halves the height and the width.
+      whiten_size: side in pixels of the whitened patches.
+      whiten_epsilon: added to the variances of the patches (see `whitening_kernel`).
+      activation: "gelu" (tanh form), "silu" or "relu".
+      bn_momentum: how much of the running statistics a step keeps. A run is short: low.
+      bn_epsilon: added to the variance.
+      dirac: convolutions begin as the identity on as many channels as there are (`dirac`).
+      logit_scale: multiplies the logits; small, so that training begins with all classes about equally likely.
+      dtype: what the layers compute in; parameters, statistics and logits are float32.
+      axis_name: mapped axis over which batch statistics are averaged, under `jax.pmap`.
+    """
+
+    num_classes: int
+    widths: tuple[int, ...] = (64, 256, 256)
+    whiten_size: int = 2
+    whiten_epsilon: float = 5e-4
+    activation: str = "gelu"
+    bn_momentum: float = 0.6
+    bn_epsilon: float = 1e-5
+    dirac: bool = True
+    logit_scale: float = 0.0625
+    dtype: Any = jnp.float32
+    axis_name: str | None = None
+    init_images: ClassVar[int] = 1000  # for `init_from_images`: a million patches, for twelve directions
+
+    @nn.compact
+    def __call__(self, images: Float[Array, "batch height width 3"], *, train: bool) -> Float[Array, "batch classes"]:
+        """Returns logits, float32. With `train`, statistics are those of the batch ("batch_stats" must be mutable).
+
+        Raises:
+          UserError: the images are too small for so many blocks.
+        """
+        self._check(images)
+        activate = ACTIVATIONS[self.activation]
+        size = self.whiten_size
+        channels = 2 * size * size * images.shape[-1]  # every direction and its negative
+        x = images.astype(self.dtype)
+        x = activate(nn.Conv(channels, (size, size), padding="VALID", dtype=self.dtype, name="whiten")(x))
+        for block, width in enumerate(self.widths, 1):
+            x = self._conv(width, f"block{block}_conv1")(x)
+            x = nn.max_pool(x, (2, 2), strides=(2, 2))
+            x = activate(self._norm(f"block{block}_bn1")(x, use_running_average=not train))
+            x = self._conv(width, f"block{block}_conv2")(x)
+            x = activate(self._norm(f"block{block}_bn2")(x, use_running_average=not train))
+        x = x.max(axis=(1, 2))
+        logits = nn.Dense(self.num_classes, use_bias=False, dtype=self.dtype, name="head")(x)
+        return logits.astype(jnp.float32) * self.logit_scale
+
+    def init_from_images(self, params: PyTree, images: Float[Array, "n height width 3"]) -> PyTree:
+        """Returns `params` with the whitening kernel computed from training images, as the network sees them.
+
+        Every lane of several seeds gets the same one: the data is the same.
+        """
+        kernel = whitening_kernel(images, self.whiten_size, self.whiten_epsilon)
+        shape = params["whiten"]["kernel"].shape
+        return params | {"whiten": params["whiten"] | {"kernel": jnp.broadcast_to(kernel, shape)}}
+
+    def _conv(self, width: int, name: str) -> nn.Conv:
+        # U(+-1/sqrt(fan_in)): PyTorch's default, with which the recipe's learning rates were found.
+        init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+        return nn.Conv(
+            width,
+            (3, 3),
+            use_bias=False,
+            dtype=self.dtype,
+            kernel_init=functools.partial(dirac, others=init) if self.dirac else init,
+            name=name,
+        )
+
+    def _norm(self, name: str) -> nn.BatchNorm:
+        return nn.BatchNorm(
+            momentum=self.bn_momentum,
+            epsilon=self.bn_epsilon,
+            use_scale=False,
+            dtype=self.dtype,
+            axis_name=self.axis_name,
+            name=name,
+        )
+
+    def _check(self, images):
+        smallest = 2 ** len(self.widths) + self.whiten_size - 1
+        if min(images.shape[1:3]) < smallest:
+            raise UserError(
+                f"Images of {images.shape[1]}x{images.shape[2]} pixels are too small for {len(self.widths)} blocks: "
+                f"set config.data.image_size to at least {smallest}, or fewer config.model.widths."
+            )
+
+
+def dirac(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32, *, others: Any = None) -> Array:
+    """Initialises a kernel `[rows, columns, in, out]` so that its first channels pass unchanged (airbench).
+
+    The first min(in, out) outputs are the inputs of the same number; what is left over is drawn from `others`.
+    """
+    rows, columns, inputs, outputs = shape
+    same = jnp.arange(outputs) < inputs
+    identity = jnp.zeros(shape, dtype).at[rows // 2, columns // 2].set(jnp.eye(inputs, outputs, dtype=dtype))
+    return jnp.where(same, identity, others(key, shape, dtype))
+
+
+def whitening_kernel(
+    images: Float[Array, "n height width 3"], size: int, epsilon: float
+) -> Float[Array, "size size 3 out"]:
+    """Returns the convolution after which the channels of a patch are uncorrelated and of variance 1.
+
+    With C = V diag(d) V^T the second moments of all patches of `size` x `size` pixels, the columns are v_i / sqrt(d_i +
+    epsilon), and their negatives after them, so that an activation that removes the negative half loses nothing.
+    Neighbouring pixels of photographs are alike: without it the first layer must learn to tell them apart through a
+    badly conditioned problem. Sources: Page 2019 and hlb-CIFAR10 for the idea, airbench for the negatives.
+
+    Args:
+      images: as the network sees them, mean about zero: the mean of the patches is not subtracted.
+      size: side of a patch.
+      epsilon: keeps the noise of directions with hardly any variance from being blown up.
+    """
+    patches = lax.conv_general_dilated_patches(
+        images, (size, size), (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    patches = patches.reshape(-1, patches.shape[-1])  # a row has the three channels one after the other
+    covariance = jnp.matmul(patches.T, patches, precision=lax.Precision.HIGHEST) / len(patches)
+    variances, directions = jnp.linalg.eigh(covariance)
+    columns = directions / jnp.sqrt(variances + epsilon)[None]
+    kernel = columns.reshape(images.shape[-1], size, size, -1).transpose(1, 2, 0, 3)
+    return jnp.concatenate([kernel, -kernel], axis=-1)

@@ -1,0 +1,59 @@
+"""What the timing scripts share: a stage's trainer on random images, and a description of the machine."""
+
+import os
+import platform
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+
+def trainer(stage: str, examples: int = 1024, **changes: Any):
+    """Returns the trainer of a stage on random images of 32x32 pixels, for as many steps as anybody wants.
+
+    Args:
+      stage: its name.
+      examples: training images.
+      **changes: keys of the configuration, with __ for the dots.
+    """
+    from cnn_jax import config as config_lib
+    from cnn_jax import data
+    from cnn_jax.data.source import ArraySource, Split
+    from cnn_jax.trainer import Trainer
+
+    config = config_lib.load(ROOT / "configs" / f"{stage}.py")
+    config.update_from_flattened_dict({key.replace("__", "."): value for key, value in changes.items()})
+    config.epochs = 10**6
+    config_lib.validate(config)
+    generator, names = np.random.RandomState(0), tuple("0123456789")
+    images = generator.randint(0, 256, (examples, 32, 32, 3)).astype(np.uint8)
+    labels = generator.randint(0, 10, examples).astype(np.int32)
+    split = Split(ArraySource(names, labels, images), np.arange(examples))
+    return Trainer(config, data.Dataset("random", names, split, split, split))
+
+
+def machine() -> dict[str, Any]:
+    """Returns what a number was measured on."""
+    import flax
+    import jax
+
+    return {
+        "device": jax.devices()[0].device_kind,
+        "devices": jax.local_device_count(),
+        "cpu": _cpu(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "jax": jax.__version__,
+        "flax": flax.__version__,
+    }
+
+
+def _cpu() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()

@@ -1,0 +1,152 @@
+"""Many seeds as one run: every lane is the single run with its seed."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import ROOT
+from test_transfer import interrupt_at
+
+from cnn_jax import config as config_lib
+from cnn_jax import data, lanes, rng
+from cnn_jax.errors import UserError
+from cnn_jax.inference import load_classifier
+from cnn_jax.summaries import read_metrics
+from cnn_jax.train import train
+from cnn_jax.trainer import Trainer
+
+HOWS = ("loop", "vmap", "devices")
+
+
+def body(carry, row, scale, key):
+    noise = jax.random.normal(key, carry["sum"].shape)
+    return {"sum": carry["sum"] * 0.5 + scale * row["x"] + noise}
+
+
+@pytest.mark.parametrize("how", HOWS)
+def test_lanes_are_single_chunks(how):
+    rows = np.random.RandomState(0).rand(5, 4, 3).astype(np.float32)
+    keys = [rng.root(seed) for seed in range(4)]
+    carry = {"sum": jnp.arange(12.0).reshape(4, 3)}
+    chunk = lanes.make_lane_chunk(body, (0, 0, None, 0), 4, how=how)
+    many = chunk(carry, {"x": rows}, jnp.float32(2), jnp.stack(keys))
+    for lane in range(4):
+        one = {"sum": jnp.arange(12.0).reshape(4, 3)[lane]}
+        for step in range(5):
+            one = body(one, {"x": rows[step, lane]}, 2.0, keys[lane])
+        np.testing.assert_allclose(many["sum"][lane], one["sum"], rtol=1e-5, atol=1e-6)
+
+
+def test_a_cpu_takes_lanes_one_after_the_other():
+    assert lanes.choose(8) == "loop"
+
+
+@pytest.fixture(scope="module")
+def dataset():
+    return data.load(config_lib.load(ROOT / "tests" / "small_config.py").data)
+
+
+@pytest.fixture(scope="module")
+def epoch(dataset):
+    """Trains an epoch; returns the state, the records of its chunks and the validation scores."""
+
+    def train_epoch(seed, seeds=1, nudge=0.0):
+        config = config_lib.load(ROOT / "tests" / "small_config.py")
+        config.seed, config.seeds = seed, seeds
+        trainer = Trainer(config, dataset)
+        now, state, records = 0, trainer.init_state(), []
+        state = state.replace(params=jax.tree.map(lambda x: x * (1 + nudge), state.params))
+        while now < trainer.schedule.end_of_epoch(1):
+            now, state, values = trainer.update(state, now)
+            records.append(values)
+        return state, records, trainer.evaluate(state.variables, "validation", now)
+
+    return train_epoch
+
+
+@pytest.fixture(scope="module")
+def alone(epoch):
+    """An epoch of seed 8 alone, and how far one unit in the last place of its initial weights leads away from it."""
+    state, records, scores = epoch(8)
+    nudged, _, _ = epoch(8, nudge=2.0**-23)
+    return state, records, scores, distance(nudged.variables, state.variables)
+
+
+def distance(a, b):
+    """The largest of the leaves' distances, each relative to the leaf's norm."""
+    return max(jax.tree.leaves(jax.tree.map(lambda x, y: float(jnp.linalg.norm(x - y) / jnp.linalg.norm(y)), a, b)))
+
+
+@pytest.mark.parametrize("how", ["loop", "vmap", pytest.param("devices", marks=pytest.mark.slow)])
+def test_an_epoch_of_every_lane_is_that_of_the_single_run(how, epoch, alone, monkeypatch):
+    """Order, augmentation, dropout and initial weights differ by lane, and are those of the seed."""
+    monkeypatch.setattr(lanes, "choose", lambda count: how)
+    many, many_records, many_scores = epoch(5, seeds=4)
+    one, records, scores, rounding = alone
+    mine = lanes.take(many, 3)
+    if how == "loop":
+        jax.tree.map(np.testing.assert_array_equal, mine, one)
+    assert distance(mine.variables, one.variables) < 10 * rounding
+    assert distance(lanes.take(many, 2).variables, one.variables) > 1000 * rounding
+    of_lane = [record["lanes"]["loss"][3] for record in many_records]
+    np.testing.assert_allclose(of_lane, [record["loss"] for record in records], rtol=1e-4)
+    losses = many_scores["lanes"]["loss"]
+    np.testing.assert_allclose(losses[3], scores["loss"], rtol=1e-3)
+    assert len(set(losses)) == 4
+    assert many_scores["loss"] == pytest.approx(np.mean(losses))
+    assert many_scores["loss_std"] == pytest.approx(np.std(losses, ddof=1))
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory):
+    """The workdir of a finished run of seeds 0, 1 and 2."""
+    config = config_lib.load(ROOT / "tests" / "small_config.py")
+    config.seeds = 3
+    workdir = tmp_path_factory.mktemp("three")
+    assert train(config, str(workdir)) == 0
+    return workdir
+
+
+def test_a_run_records_every_lane_and_one_can_be_taken_out(three, trained, dataset):
+    images = dataset.test.images()
+    last = [record for record in read_metrics(three) if record["split"] == "test"][-1]
+    assert len(last["lanes"]["accuracy"]) == 3
+    assert last["accuracy"] == pytest.approx(np.mean(last["lanes"]["accuracy"]))
+    for lane in range(3):
+        classifier = load_classifier(three, step="latest", lane=lane)
+        assert classifier.metadata["config"]["seed"] == lane
+        accuracy = (classifier(images).argmax(axis=1) == dataset.test.labels).mean()
+        assert accuracy == pytest.approx(last["lanes"]["accuracy"][lane], abs=1e-6)
+    alone = load_classifier(trained, step="latest")
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        load_classifier(three, step="latest").model[1]["params"],
+        alone.model[1]["params"],
+    )
+    with pytest.raises(UserError, match="has 3 seeds: --lane=3 must be below"):
+        load_classifier(three, lane=3)
+
+
+def test_stopped_and_gone_on_with_all_lanes(three, tmp_path, monkeypatch):
+    config = config_lib.load(ROOT / "tests" / "small_config.py")
+    config.seeds = 3
+    interrupt_at(monkeypatch, 18)
+    assert train(config, str(tmp_path)) == 128 + 15
+    monkeypatch.undo()
+    assert train(config, str(tmp_path)) == 0
+    whole, resumed = (load_classifier(path, step="latest", lane=2).model[1] for path in (three, tmp_path))
+    jax.tree.map(np.testing.assert_array_equal, whole, resumed)
+    assert [r["loss"] for r in read_metrics(three)] == [r["loss"] for r in read_metrics(tmp_path)]
+
+
+def test_seeds_share_the_features_of_a_loaded_backbone_alone(tmp_path):
+    config = config_lib.load(ROOT / "tests" / "transfer_config.py")
+    config.seeds = 2
+    with pytest.raises(UserError, match=r"features\.cache=False"):
+        Trainer(config, data.load(config.data), tmp_path)
+    config.features.cache = False
+    config.epochs = config.finetune.epochs = 1
+    assert train(config, str(tmp_path / "run")) == 0
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["seeds"] == 2
