@@ -234,6 +234,7 @@ class Phase:
       config: the run's, with what this phase changes.
       partition: which parameters are trained.
       optimizer: the rule.
+      one_step: (state, row, arrays, key) to (state, metrics), of one lane; pure.
       average: of the weights.
       start: its first step.
       stop: the step after its last.
@@ -276,7 +277,7 @@ class Phase:
             state, update = one_step(state, *arguments)
             return state, metrics.merge(update)
 
-        self._one_step, self._lanes = one_step, config.seeds if config.seeds > 1 else 0
+        self.one_step, self._lanes = one_step, config.seeds if config.seeds > 1 else 0
         self._chunk = lanes.make_lane_chunk(body, (0, 0, None, 0), self._lanes) if self._lanes else make_chunk(body)
 
     def begin(self, params: PyTree) -> PyTree:
@@ -291,7 +292,7 @@ class Phase:
         self, state: step.TrainState, rows: dict[str, np.ndarray], arrays: dict[str, jax.Array], key: jax.Array
     ) -> tuple[step.TrainState, Any]:
         """Trains a step a row; returns the state and the metrics of these steps. The buffers of `state` are reused."""
-        one_step = jax.vmap(self._one_step, in_axes=(0, 0, None, 0)) if self._lanes else self._one_step
+        one_step = jax.vmap(self.one_step, in_axes=(0, 0, None, 0)) if self._lanes else self.one_step
         _, shapes = jax.eval_shape(one_step, state, jax.tree.map(lambda x: x[0], rows), arrays, key)
         return self._chunk((state, zeros_like(shapes)), rows, arrays, key)
 

@@ -5,13 +5,16 @@ import shutil
 import subprocess
 import sys
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from conftest import ROOT, stage
+from jax import lax
 
 from cnn_jax import config as config_lib
 
 
-def make_run(folder, name, seed, accuracy, **changes):
+def make_run(folder, name, seed, accuracy, lanes=None, **changes):
     """A finished run of a stage, as far as its table is concerned."""
     workdir = folder / f"{name}_{seed}"
     workdir.mkdir()
@@ -20,6 +23,8 @@ def make_run(folder, name, seed, accuracy, **changes):
     config_lib.write(config, workdir / "config.json")
     names = ("loss", "precision", "recall", "f1", "threshold_precision", "threshold_recall")
     record = {"step": 9, "epoch": 1, "split": "test", "accuracy": accuracy} | dict.fromkeys(names, 0.25)
+    if lanes:
+        record["lanes"] = dict.fromkeys(("accuracy", *names), lanes)
     (workdir / "metrics.jsonl").write_text(json.dumps(record) + "\n")
     return workdir
 
@@ -40,3 +45,23 @@ def test_results_average_over_seeds_and_over_nothing_else(tmp_path):
     rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
     assert {row["stage"]: row["seeds"] for row in rows} == {"augment": [0, 1, 2], "basic": [0], "other": [0]}
     assert rows[0]["mean"]["accuracy"] == pytest.approx(0.6)
+
+
+def test_a_run_of_several_seeds_counts_as_so_many(tmp_path):
+    several = make_run(tmp_path, "augment", 0, 0.6, lanes=[0.5, 0.7], seeds=2)
+    alone = make_run(tmp_path, "augment", 2, 0.9)
+    random = make_run(tmp_path, "transfer_lite", 0, 0.2, **{"model.weights": "random"})
+    command = [sys.executable, "scripts/results.py", *map(str, (several, alone, random))]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "| augment | all | 100 | 3 | 0.700 ± 0.200 |" in done.stdout
+    assert "| transfer_lite (random weights) | all | 10 | 1 | 0.200 |" in done.stdout
+
+
+def test_a_convolution_as_patches_is_the_convolution(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    from benchmark_seeds import as_patches
+
+    generator = np.random.RandomState(0)
+    images, kernel = jnp.asarray(generator.rand(2, 6, 5, 3)), jnp.asarray(generator.rand(3, 3, 3, 4))
+    plain = lax.conv_general_dilated(images, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    np.testing.assert_allclose(as_patches(images, kernel, (1, 1), "SAME"), plain, rtol=1e-5)

@@ -90,7 +90,7 @@ def test_the_whitening_kernel_is_that_of_the_images_and_frozen(finished, dataset
     fitted = trainer.model.init_from_images(first.params, images)["whiten"]["kernel"]
     # Digits are grey: directions without variance are any of a subspace. Their sum of squares is not.
     squares = [np.einsum("abci,defi->abcdef", k, k) for k in (first.params["whiten"]["kernel"], fitted)]
-    np.testing.assert_allclose(*squares, atol=1e-3 * squares[0].max())
+    np.testing.assert_allclose(*squares, atol=1e-2 * squares[0].max())
 
 
 def test_stopped_and_gone_on_is_the_run_that_was_never_stopped(finished, tmp_path, monkeypatch):
