@@ -8,6 +8,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from cnn_jax import config as config_lib
+from cnn_jax import runtime
 from cnn_jax.errors import UserError
 
 flags.disclaim_key_flags()  # the flags defined here are the command's, and --help lists them with its own
@@ -46,6 +47,7 @@ def run(main: Callable[..., int | None], required: Sequence[str] = (), positiona
       positional: `main` takes one argument, the list of what was given beside flags; otherwise it takes none, and
         anything beside flags is an error.
     """
+    runtime.prepare()
     logging.use_absl_handler()
     logging.set_verbosity(logging.ERROR)
 

@@ -1,7 +1,6 @@
 """Fetching a file once: with a progress bar, a checksum, and no loss when it is interrupted."""
 
 import hashlib
-import os
 import threading
 import urllib.error
 import urllib.request
@@ -14,13 +13,6 @@ from cnn_jax.errors import UserError
 
 CONNECT_SECONDS = 8
 _BLOCK = 1 << 20
-
-
-def cache_directory() -> Path:
-    """Where fetched files are kept: `$CNN_JAX_CACHE`, `$XDG_CACHE_HOME/cnn_jax` or `~/.cache/cnn_jax`."""
-    if own := os.environ.get("CNN_JAX_CACHE"):
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "cnn_jax"
 
 
 def fetch(url: str, path: Path, digest: str, remedy: str) -> Path:

@@ -52,7 +52,8 @@ def make_evaluator(
 
     axes = (0, None, None, 0)
     chunk = make_lane_chunk(body, axes, seeds) if seeds else make_chunk(body)
-    score_all = jax.vmap(score, in_axes=axes[1:]) if seeds else score
+    # Never run: compiled functions remember what they were traced for, so the shapes are found once.
+    score_all = jax.jit(jax.vmap(score, in_axes=axes[1:]) if seeds else score)
 
     def evaluate(variables: PyTree, arrays: dict[str, jax.Array]) -> Classification:
         rows = padded_batches(len(arrays["label"]), batch_size)

@@ -62,8 +62,7 @@ def train(config: ConfigDict, workdir: str) -> int:
                 now, state = _loop(config, trainer, now, state, checkpoints, summaries, progress, interrupt, watch)
                 if now == total:
                     progress.stop()
-                    with watch.measure("test"):
-                        scores = _score_test(trainer, folder, state, summaries, interrupt)
+                    scores = _score_test(trainer, folder, state, summaries, interrupt, watch)
                     if start < total:
                         _report_times(watch, trainer, start, folder)
                     _show_test(trainer, folder, scores)
@@ -89,10 +88,13 @@ def _loop(
     schedule, saved_at = trainer.schedule, time.monotonic()
     while now < schedule.total_steps and not interrupt.signal:
         start = now
-        if trainer.must_prepare(start):
-            progress.stop()  # for a bar of its own
+        slowly = trainer.must_prepare(start)
+        with watch.measure("prepare"):
+            if slowly:
+                progress.stop()  # for a bar of its own
             trainer.prepare(state.variables, start, lambda: bool(interrupt.signal))
-            progress.start()
+            if slowly:
+                progress.start()
         with watch.measure("train"):
             now, state, values = trainer.update(state, start)
         speed = progress.update(now, values)
@@ -148,14 +150,22 @@ def _describe(trainer: Trainer, state: step.TrainState, summaries: Summaries, pr
 
 
 def _score_test(
-    trainer: Trainer, folder: Path, state: step.TrainState, summaries: Summaries, interrupt: Interrupt
+    trainer: Trainer,
+    folder: Path,
+    state: step.TrainState,
+    summaries: Summaries,
+    interrupt: Interrupt,
+    watch: Stopwatch,
 ) -> dict[str, Any]:
     """Scores the last state on the test split, unless an earlier process did."""
     end = trainer.schedule.total_steps
     earlier = [r for r in read_metrics(folder) if (r["step"], r["split"]) == (end, "test")]
     if earlier:
         return earlier[0]
-    scores = trainer.evaluate(state.variables, "test", end, lambda: bool(interrupt.signal))
+    with watch.measure("prepare"):
+        trainer.prepare(state.variables, end - 1, lambda: bool(interrupt.signal), ("test",))
+    with watch.measure("test"):
+        scores = trainer.evaluate(state.variables, "test", end)
     summaries.record(end, trainer.schedule.epochs, "test", scores)
     return scores
 
@@ -172,7 +182,7 @@ def _show_test(trainer: Trainer, folder: Path, scores: dict[str, Any]) -> None:
 
 def _report_times(watch: Stopwatch, trainer: Trainer, start: int, folder: Path) -> None:
     """Prints, and writes beside the metrics, where the seconds of this process went; what it compiled is apart."""
-    steps, seconds = trainer.schedule.total_steps - start, watch.seconds
+    steps, seconds = trainer.schedule.total_steps - start, dict(watch.seconds)
     parts = ", ".join(f"{name} {value:.2f} s" for name, value in seconds.items() if name != "compile")
     print(f"Times: {parts}; compiling, which is in none of them, {seconds['compile']:.2f} s.")
     times = {"steps": steps, "device": jax.devices()[0].device_kind, "jax": jax.__version__, "seconds": seconds}

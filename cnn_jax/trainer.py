@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -163,14 +163,19 @@ class Trainer:
     def _as_features(self, now: int) -> bool:
         return self._features is not None and self.phase(now).keeps_features
 
-    def prepare(self, variables: PyTree, now: int, stop: Callable[[], bool] = lambda: False) -> None:
-        """Puts on the device what the phase at step `now` trains on; features of a frozen backbone are computed once.
+    def prepare(
+        self,
+        variables: PyTree,
+        now: int,
+        stop: Callable[[], bool] = lambda: False,
+        splits: Sequence[str] = SPLITS[:2],
+    ) -> None:
+        """Puts on the device what the phase at step `now` needs; features of a frozen backbone are computed once.
 
         Raises:
           cnn_jax.features.Stopped: `stop` said so; what there is of the features is kept.
         """
-        for split in SPLITS[:2]:
-            self._inputs(variables, split, now, stop)
+        jax.block_until_ready([self._inputs(variables, split, now, stop) for split in splits])
 
     def update(self, state: step.TrainState, now: int) -> tuple[int, step.TrainState, dict[str, Any]]:
         """Trains from step `now` to the end of the chunk; returns that step, the state there and the chunk's metrics.
@@ -278,6 +283,8 @@ class Phase:
             return state, metrics.merge(update)
 
         self.one_step, self._lanes = one_step, config.seeds if config.seeds > 1 else 0
+        # Never run: it remembers what it was traced for, so the shapes of the metrics are found once.
+        self._traced = jax.jit(jax.vmap(one_step, in_axes=(0, 0, None, 0)) if self._lanes else one_step)
         self._chunk = lanes.make_lane_chunk(body, (0, 0, None, 0), self._lanes) if self._lanes else make_chunk(body)
 
     def begin(self, params: PyTree) -> PyTree:
@@ -292,8 +299,7 @@ class Phase:
         self, state: step.TrainState, rows: dict[str, np.ndarray], arrays: dict[str, jax.Array], key: jax.Array
     ) -> tuple[step.TrainState, Any]:
         """Trains a step a row; returns the state and the metrics of these steps. The buffers of `state` are reused."""
-        one_step = jax.vmap(self.one_step, in_axes=(0, 0, None, 0)) if self._lanes else self.one_step
-        _, shapes = jax.eval_shape(one_step, state, jax.tree.map(lambda x: x[0], rows), arrays, key)
+        _, shapes = jax.eval_shape(self._traced, state, jax.tree.map(lambda x: x[0], rows), arrays, key)
         return self._chunk((state, zeros_like(shapes)), rows, arrays, key)
 
 

@@ -49,7 +49,7 @@ class Views:
         views, weights = self._views(images)
         # One large batch: the network is compiled once, not once a view.
         logits = predict(jnp.concatenate(views)).reshape(len(views), images.shape[0], -1)
-        return jnp.einsum("v,vbc->bc", jnp.asarray(weights, logits.dtype), logits)
+        return (jnp.asarray(weights, logits.dtype).reshape(-1, 1, 1) * logits).sum(0)
 
     def _views(self, images: Images) -> tuple[list[Images], list[float]]:
         views, weights = [images], [1.0]

@@ -3,7 +3,6 @@
 import hashlib
 import http.server
 import threading
-from pathlib import Path
 
 import pytest
 
@@ -100,17 +99,6 @@ def test_no_place_for_the_file(server, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"Cannot fetch .*file.* Do this\."):
         download.fetch(server.url, tmp_path / "file" / "file.bin", SHA256, "Do this.")
-
-
-def test_where_the_cache_is(monkeypatch):
-    for name in ("CNN_JAX_CACHE", "XDG_CACHE_HOME"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HOME", "/home/ann")
-    assert download.cache_directory() == Path("/home/ann/.cache/cnn_jax")
-    monkeypatch.setenv("XDG_CACHE_HOME", "/big/cache")
-    assert download.cache_directory() == Path("/big/cache/cnn_jax")
-    monkeypatch.setenv("CNN_JAX_CACHE", "~/weights")
-    assert download.cache_directory() == Path("/home/ann/weights")
 
 
 def test_no_server_is_one_clear_line(tmp_path):

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from cnn_jax.errors import UserError
+from cnn_jax.ops.conv import conv_general_dilated
+from cnn_jax.ops.pool import max_pool
 
 
 class CNN(nn.Module):
@@ -60,11 +62,13 @@ class CNN(nn.Module):
                     width,
                     (3, 3),
                     dtype=self.dtype,
+                    # Its gain is in the gradients; at test time it would only take longer to compile.
+                    conv_general_dilated=conv_general_dilated if train else None,
                     kernel_init=nn.initializers.glorot_uniform(),
                     name=name,
                 )
                 x = self._activate(layer(x), name, train)
-            x = nn.max_pool(x, (2, 2), strides=(2, 2))
+            x = max_pool(x)
             x = nn.Dropout(next(rates))(x, deterministic=not train)
         x = x.reshape(x.shape[0], -1)
         for index, units in enumerate(self.hidden, 1):

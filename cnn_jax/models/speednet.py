@@ -140,11 +140,12 @@ def whitening_kernel(
       size: side of a patch.
       epsilon: keeps the noise of directions with hardly any variance from being blown up.
     """
+    exact = lax.Precision.HIGHEST  # a GPU would round to the 10 bits of TF32, and the least variances to nothing
     patches = lax.conv_general_dilated_patches(
-        images, (size, size), (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        images, (size, size), (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"), precision=exact
     )
     patches = patches.reshape(-1, patches.shape[-1])  # a row has the three channels one after the other
-    covariance = jnp.matmul(patches.T, patches, precision=lax.Precision.HIGHEST) / len(patches)
+    covariance = jnp.matmul(patches.T, patches, precision=exact) / len(patches)
     variances, directions = jnp.linalg.eigh(covariance)
     columns = directions / jnp.sqrt(variances + epsilon)[None]
     kernel = columns.reshape(images.shape[-1], size, size, -1).transpose(1, 2, 0, 3)

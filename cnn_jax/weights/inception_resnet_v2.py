@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from itertools import zip_longest
 from pathlib import Path
 
-from cnn_jax.download import cache_directory, fetch
+from cnn_jax import runtime
+from cnn_jax.download import fetch
 from cnn_jax.errors import UserError
 from cnn_jax.models.inception_resnet_v2 import BLOCKS, STEM, Conv, conv_names
 from cnn_jax.weights import Weight, keras_legacy, keras_v3
@@ -29,7 +30,7 @@ def published() -> Path:
       UserError: it cannot be fetched, or what is there is damaged.
     """
     remedy = "Download it by hand and pass --config.model.weights=PATH."
-    return fetch(URL, cache_directory() / FILE, f"md5:{MD5}", remedy)
+    return fetch(URL, runtime.cache_folder() / FILE, f"md5:{MD5}", remedy)
 
 
 def read(path: str | Path) -> dict[str, Weight]:

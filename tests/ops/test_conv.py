@@ -1,0 +1,95 @@
+"""Winograd's convolution against XLA's, and where it is taken."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from cnn_jax.ops import conv, winograd
+
+OPTIONS = {"dimension_numbers": ("NHWC", "HWIO", "NHWC")}
+
+
+def arrays(batch=2, height=8, width=12, channels=6, features=5, seed=0):
+    generator = np.random.RandomState(seed)
+    shapes = (batch, height, width, channels), (3, 3, channels, features), (batch, height, width, features)
+    return [jnp.asarray(generator.randn(*shape), jnp.float32) for shape in shapes]
+
+
+def plain(images, kernel):
+    return lax.conv_general_dilated(images, kernel, (1, 1), "SAME", **OPTIONS)
+
+
+def ours(images, kernel):
+    return conv.conv_general_dilated(images, kernel, (1, 1), "SAME", **OPTIONS)
+
+
+@partial(jax.jit, static_argnums=0)
+def both(convolve, images, kernel, gradient):
+    output, back = jax.vjp(convolve, images, kernel)
+    return output, *back(gradient)
+
+
+def assert_close(found, expected, tolerance=1e-5):
+    for a, b in zip(found, expected):
+        assert jnp.linalg.norm(a - b) < tolerance * jnp.linalg.norm(b)
+
+
+@pytest.mark.parametrize("shape", [{}, {"batch": 1, "height": 4, "width": 4}, {"channels": 1, "features": 9}])
+def test_equals_xla_with_gradients(shape):
+    operands = arrays(**shape)
+    assert_close(both(winograd.convolve, *operands), both(plain, *operands))
+
+
+def test_the_rounding_is_that_of_float32():
+    images, kernel, _ = arrays(channels=64, features=64)
+    with jax.enable_x64():
+        exact = plain(jnp.asarray(images, jnp.float64), jnp.asarray(kernel, jnp.float64))
+    assert_close([jax.jit(winograd.convolve)(images, kernel)], [exact.astype(jnp.float32)], 5e-6)
+
+
+def test_vmap_over_kernels_equals_a_loop():
+    lanes = [arrays(seed=seed) for seed in (0, 1)]
+    many = jax.vmap(lambda *lane: both(winograd.convolve, *lane))(*(jnp.stack(parts) for parts in zip(*lanes)))
+    for index, lane in enumerate(lanes):
+        assert_close([part[index] for part in many], both(plain, *lane))
+
+
+def test_wide_convolutions_take_it_and_give_the_same():
+    operands = arrays(channels=32, features=64)
+    assert "custom_vjp" in str(jax.make_jaxpr(ours)(*operands[:2]))
+    assert_close(both(ours, *operands), both(plain, *operands))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"channels": 31},
+        {"height": 6},
+        {"window_strides": (2, 2)},
+        {"padding": "VALID"},
+        {"rhs_dilation": (2, 2)},
+        {"precision": lax.Precision.HIGHEST},
+        {"dtype": jnp.bfloat16},
+        {"dimension_numbers": ("NHWC", "HWIO", "NCHW")},
+    ],
+)
+def test_all_else_is_left_to_xla(change):
+    sizes = {"channels": 32, "features": 64} | {k: v for k, v in change.items() if k in ("channels", "height")}
+    images, kernel, _ = (x.astype(change.get("dtype", jnp.float32)) for x in arrays(**sizes))
+    options = {"window_strides": (1, 1), "padding": "SAME", **OPTIONS}
+    options |= {key: value for key, value in change.items() if key not in ("channels", "height", "dtype")}
+    assert "custom_vjp" not in str(jax.make_jaxpr(lambda *x: conv.conv_general_dilated(*x, **options))(images, kernel))
+    found = conv.conv_general_dilated(images, kernel, **options)
+    np.testing.assert_array_equal(found, lax.conv_general_dilated(images, kernel, **options))
+
+
+def test_exports_for_cpu_and_gpu_with_a_symbolic_batch():
+    images, kernel, _ = arrays(batch=3, channels=32, features=64)
+    shape = jax.export.symbolic_shape("b, 8, 12, 32")
+    export = jax.export.export(jax.jit(lambda images: ours(images, kernel)), platforms=("cpu", "cuda"))
+    exported = jax.export.deserialize(export(jax.ShapeDtypeStruct(shape, jnp.float32)).serialize())
+    assert_close([exported.call(images)], [plain(images, kernel)])
