@@ -36,7 +36,7 @@ def as_patches(images, kernel, window_strides, padding, **_):
 def make(way: str, seeds: int, batch_size: int, steps: int):
     """Returns a function that trains `steps` steps and waits for them."""
     import jax
-    import workload
+    import measuring
 
     from cnn_jax import lanes
 
@@ -45,7 +45,7 @@ def make(way: str, seeds: int, batch_size: int, steps: int):
     )
     how = {"patches": "vmap", "one": None}.get(way, way)
     with mock.patch.object(lanes, "choose", lambda seeds: how):
-        trainer = workload.trainer(
+        trainer = measuring.trainer(
             "augment", seeds=1 if way == "one" else seeds, batch_size=batch_size, steps_per_call=steps
         )
     state, now = trainer.init_state(), 0
@@ -75,7 +75,7 @@ def main() -> None:
         flag = f"--xla_force_host_platform_device_count={arguments.devices}"
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}"
     import jax
-    import workload
+    import measuring
 
     ways = [way for way in WAYS if way != "devices" or jax.local_device_count() > 1]
     runs = {way: make(way, arguments.seeds, arguments.batch_size, arguments.steps) for way in ways}
@@ -100,7 +100,7 @@ def main() -> None:
     if arguments.output:
         options = {key: value for key, value in vars(arguments).items() if key != "output"}
         arguments.output.write_text(
-            json.dumps({"machine": workload.machine(), "options": options, "rows": rows}, indent=1) + "\n"
+            json.dumps({"machine": measuring.machine(), "options": options, "rows": rows}, indent=1) + "\n"
         )
 
 

@@ -13,7 +13,7 @@ import statistics
 import time
 from pathlib import Path
 
-import workload
+import measuring
 
 GROUPS = {
     "batch size": [{"batch_size": size} for size in (8, 16, 32, 64, 128, 256)],
@@ -30,7 +30,7 @@ class Setting:
 
     def __init__(self, changes: dict):
         """Compiles."""
-        self.trainer = workload.trainer("augment", **({"steps_per_call": STEPS} | changes))
+        self.trainer = measuring.trainer("augment", **({"steps_per_call": STEPS} | changes))
         self.state, self.now, self.times = self.trainer.init_state(), 0, []
         self.memory = self._measure_memory()
         self.run()
@@ -118,7 +118,7 @@ def main() -> None:
         cells = (row["group"], row["setting"], f"{row['seconds']:.3f}", f"{row['time']:.2f}", f"{mebibytes:,.0f}")
         print("| " + " | ".join((*cells, f"{row['memory']:.2f}")) + " |")
     if arguments.output:
-        report = {"machine": workload.machine(), "command": "python scripts/scaling.py", "rows": rows}
+        report = {"machine": measuring.machine(), "command": "python scripts/scaling.py", "rows": rows}
         arguments.output.write_text(json.dumps(report, indent=1) + "\n")
     if arguments.figure:
         draw(rows, arguments.figure)
