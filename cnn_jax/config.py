@@ -82,6 +82,7 @@ RULES = {
     "label_smoothing": _number(0, 1),
     "on_nan": _one_of("stop", "continue"),
     "diagnostics": _FLAG,
+    "profile": _FLAG,
     "tensorboard": _one_of("tensorboardX", "clu", "off"),
     "eval.epochs": _whole(1),
     "eval.mirror": _FLAG,
@@ -168,6 +169,7 @@ MODEL_RULES = {
 FREE = (
     "data.dir",
     "features.dir",
+    "profile",
     "steps_per_call",
     "tensorboard",
     "eval.epochs",

@@ -1,5 +1,7 @@
 """Training a run: restore, then update, log, evaluate, save, chunk by chunk."""
 
+import contextlib
+import dataclasses
 import json
 import math
 import time
@@ -25,6 +27,7 @@ CONFIG_FILE = "config.json"
 TIMES_FILE = "times.json"
 CHECKPOINT_FOLDER = "checkpoints"
 FEATURES_FOLDER = "features"
+PROFILE_FOLDER = "profile"
 
 
 def train(config: ConfigDict, workdir: str) -> int:
@@ -42,83 +45,136 @@ def train(config: ConfigDict, workdir: str) -> int:
         finite.
     """
     config_lib.validate(config)
-    folder = _open_workdir(config, Path(workdir).expanduser())
+    folder, watch = _open_workdir(config, Path(workdir).expanduser()), Stopwatch()
     trainer = Trainer(config, data.load(config.data), _features_folder(config, folder))
-    watch = Stopwatch()
     with Interrupt() as interrupt, Checkpoints(folder / CHECKPOINT_FOLDER, trainer.metadata) as checkpoints:
         with watch.measure("initialise"):
             now, state = checkpoints.restore(trainer.like) or (0, jax.block_until_ready(trainer.init_state()))
         config_lib.write(config, folder / CONFIG_FILE)
-        start, total = now, trainer.schedule.total_steps
         with (
             Summaries(folder, config.tensorboard, now) as summaries,
             Progress(trainer.schedule, now, config.seeds) as progress,
         ):
-            try:
-                if not now:
-                    _describe(trainer, state, summaries, progress)
-                elif now < total:
-                    progress.say(f"Going on from step {now:,} of {total:,}.")
-                now, state = _loop(config, trainer, now, state, checkpoints, summaries, progress, interrupt, watch)
-                if now == total:
-                    progress.stop()
-                    scores = _score_test(trainer, folder, state, summaries, interrupt, watch)
-                    if start < total:
-                        _report_times(watch, trainer, start, folder)
-                    _show_test(trainer, folder, scores)
-                    return 0
-                progress.say(f"Stopped at step {now:,}, which is saved: the same command goes on from there.")
-            except Stopped:
-                progress.say("Stopped; the features so far are kept: the same command goes on from there.")
-    return 128 + interrupt.signal
+            run = _Run(config, folder, trainer, checkpoints, summaries, progress, interrupt, watch)
+            return run.go_on(now, state)
 
 
-def _loop(
-    config: ConfigDict,
-    trainer: "Trainer",
-    now: int,
-    state: step.TrainState,
-    checkpoints: Checkpoints,
-    summaries: Summaries,
-    progress: Progress,
-    interrupt: Interrupt,
-    watch: Stopwatch,
-) -> tuple[int, step.TrainState]:
-    """Trains from step `now` to the end, or until interrupted; returns where it stopped, which is saved."""
-    schedule, saved_at = trainer.schedule, time.monotonic()
-    while now < schedule.total_steps and not interrupt.signal:
-        start = now
-        slowly = trainer.must_prepare(start)
-        with watch.measure("prepare"):
+@dataclasses.dataclass
+class _Run:
+    """Everything that a run has at hand, opened."""
+
+    config: ConfigDict
+    folder: Path
+    trainer: Trainer
+    checkpoints: Checkpoints
+    summaries: Summaries
+    progress: Progress
+    interrupt: Interrupt
+    watch: Stopwatch
+
+    def go_on(self, start: int, state: step.TrainState) -> int:
+        """Trains from step `start` to the end and scores the test split; returns the exit status."""
+        total = self.trainer.schedule.total_steps
+        if not start:
+            self._describe(state)
+        elif start < total:
+            self.progress.say(f"Going on from step {start:,} of {total:,}.")
+        try:
+            now, state = self._loop(start, state)
+            if now == total:
+                self.progress.stop()
+                scores = self._score_test(state)
+                if start < total:
+                    _report_times(self.watch, self.trainer, start, self.folder)
+                _show_test(self.trainer, self.folder, scores)
+                return 0
+            self.progress.say(f"Stopped at step {now:,}, which is saved: the same command goes on from there.")
+        except Stopped:
+            self.progress.say("Stopped; the features so far are kept: the same command goes on from there.")
+        return 128 + self.interrupt.signal
+
+    def _loop(self, now: int, state: step.TrainState) -> tuple[int, step.TrainState]:
+        """Trains from step `now` to the end, or until interrupted; returns where it stopped, which is saved."""
+        schedule, saved_at, first = self.trainer.schedule, time.monotonic(), now
+        while now < schedule.total_steps and not self.interrupt.signal:
+            start = now
+            self._prepare(state, start)
+            with self.watch.measure("train"), self._trace(start > first):
+                now, state, values = self.trainer.update(state, start)
+            speed = self.progress.update(now, values)
+            self.summaries.record(now, schedule.epoch(now), "train", values | speed)
+            self._check_finite(values["loss"], start, now)
+            epoch, score = schedule.epoch_ended(now), None
+            if epoch:
+                scores = self._validate(state, now, epoch)
+                score = scores.get("accuracy")
+                self.progress.epoch_ended(epoch, values, scores)
+            if self._must_save(now, epoch, saved_at):
+                self.checkpoints.save(now, state, score)
+                saved_at = time.monotonic()
+        return now, state
+
+    def _prepare(self, state: step.TrainState, now: int) -> None:
+        """Brings what the phase trains on to the device; features of a frozen backbone may take long."""
+        slowly = self.trainer.must_prepare(now)
+        with self.watch.measure("prepare"):
             if slowly:
-                progress.stop()  # for a bar of its own
-            trainer.prepare(state.variables, start, lambda: bool(interrupt.signal))
+                self.progress.stop()  # for a bar of its own
+            self.trainer.prepare(state.variables, now, self._stop)
             if slowly:
-                progress.start()
-        with watch.measure("train"):
-            now, state, values = trainer.update(state, start)
-        speed = progress.update(now, values)
-        summaries.record(now, schedule.epoch(now), "train", values | speed)
-        if config.on_nan == "stop" and not math.isfinite(values["loss"]):
+                self.progress.start()
+
+    def _trace(self, compiled: bool) -> contextlib.AbstractContextManager:
+        """Profiles one chunk, the first that is already compiled, where the configuration asks for it."""
+        folder = self.folder / PROFILE_FOLDER
+        if not (self.config.profile and compiled) or folder.exists():
+            return contextlib.nullcontext()
+        return jax.profiler.trace(str(folder))
+
+    def _check_finite(self, loss: float, start: int, now: int) -> None:
+        if self.config.on_nan == "stop" and not math.isfinite(loss):
             raise UserError(
-                f"The loss is {values['loss']} between steps {start} and {now}, which are not saved. Lower "
+                f"The loss is {loss} between steps {start} and {now}, which are not saved. Lower "
                 "config.optimizer.learning_rate (in another --workdir), or go on with --config.on_nan=continue."
             )
-        epoch, score = schedule.epoch_ended(now), None
-        if epoch:
-            validates = epoch % config.eval.epochs == 0 or now == schedule.total_steps
-            with watch.measure("validation"):
-                scores = trainer.evaluate(state.variables, "validation", now) if validates else {}
-            if scores:
-                summaries.record(now, epoch, "validation", scores)
-                score = scores["accuracy"]
-            progress.epoch_ended(epoch, values, scores)
-        overdue = config.checkpoint.minutes and time.monotonic() - saved_at > 60 * config.checkpoint.minutes
-        due = epoch and epoch % config.checkpoint.epochs == 0
-        if due or overdue or interrupt.signal or now == schedule.total_steps:
-            checkpoints.save(now, state, score)
-            saved_at = time.monotonic()
-    return now, state
+
+    def _validate(self, state: step.TrainState, now: int, epoch: int) -> dict[str, Any]:
+        if epoch % self.config.eval.epochs and now < self.trainer.schedule.total_steps:
+            return {}
+        with self.watch.measure("validation"):
+            scores = self.trainer.evaluate(state.variables, "validation", now)
+        if scores:
+            self.summaries.record(now, epoch, "validation", scores)
+        return scores
+
+    def _must_save(self, now: int, epoch: int | None, saved_at: float) -> bool:
+        due, limit = self.config.checkpoint.epochs, 60 * self.config.checkpoint.minutes
+        overdue = limit and time.monotonic() - saved_at > limit
+        ended = now == self.trainer.schedule.total_steps
+        return bool((epoch and epoch % due == 0) or overdue or self.interrupt.signal or ended)
+
+    def _describe(self, state: step.TrainState) -> None:
+        """Says what is going to be trained, and on what."""
+        trainer, labels = self.trainer, self.trainer.phases[0].partition.labels
+        table = model_table(trainer.model, trainer.lane(state.variables), trainer.image_size, labels)
+        self.progress.say(f"{table}\n{trainer.dataset.describe()}")
+        self.summaries.describe(config_lib.flatten(trainer.metadata["config"]), {"model": f"```\n{table}\n```"})
+
+    def _score_test(self, state: step.TrainState) -> dict[str, Any]:
+        """Scores the last state on the test split, unless an earlier process did."""
+        end = self.trainer.schedule.total_steps
+        earlier = [r for r in read_metrics(self.folder) if (r["step"], r["split"]) == (end, "test")]
+        if earlier:
+            return earlier[0]
+        with self.watch.measure("prepare"):
+            self.trainer.prepare(state.variables, end - 1, self._stop, ("test",))
+        with self.watch.measure("test"):
+            scores = self.trainer.evaluate(state.variables, "test", end)
+        self.summaries.record(end, self.trainer.schedule.epochs, "test", scores)
+        return scores
+
+    def _stop(self) -> bool:
+        return self.interrupt.signal is not None
 
 
 def _open_workdir(config: ConfigDict, folder: Path) -> Path:
@@ -139,35 +195,6 @@ def _features_folder(config: ConfigDict, workdir: Path) -> Path | None:
     if not config.features.cache:
         return None
     return Path(config.features.dir).expanduser() if config.features.dir else workdir / FEATURES_FOLDER
-
-
-def _describe(trainer: Trainer, state: step.TrainState, summaries: Summaries, progress: Progress) -> None:
-    """Says what is going to be trained, and on what."""
-    labels = trainer.phases[0].partition.labels
-    table = model_table(trainer.model, trainer.lane(state.variables), trainer.image_size, labels)
-    progress.say(f"{table}\n{trainer.dataset.describe()}")
-    summaries.describe(config_lib.flatten(trainer.metadata["config"]), {"model": f"```\n{table}\n```"})
-
-
-def _score_test(
-    trainer: Trainer,
-    folder: Path,
-    state: step.TrainState,
-    summaries: Summaries,
-    interrupt: Interrupt,
-    watch: Stopwatch,
-) -> dict[str, Any]:
-    """Scores the last state on the test split, unless an earlier process did."""
-    end = trainer.schedule.total_steps
-    earlier = [r for r in read_metrics(folder) if (r["step"], r["split"]) == (end, "test")]
-    if earlier:
-        return earlier[0]
-    with watch.measure("prepare"):
-        trainer.prepare(state.variables, end - 1, lambda: bool(interrupt.signal), ("test",))
-    with watch.measure("test"):
-        scores = trainer.evaluate(state.variables, "test", end)
-    summaries.record(end, trainer.schedule.epochs, "test", scores)
-    return scores
 
 
 def _show_test(trainer: Trainer, folder: Path, scores: dict[str, Any]) -> None:

@@ -20,6 +20,7 @@ def get_config() -> ConfigDict:
             "label_smoothing": 0.0,
             "on_nan": "stop",  # or "continue", to watch a run that has failed
             "diagnostics": False,  # gradient norm and share of dead ReLUs of every layer
+            "profile": False,  # trace a chunk of steps into WORKDIR/profile, for TensorBoard or Perfetto
             "tensorboard": "tensorboardX",  # or "clu" (needs TensorFlow), or "off"
             "eval": {
                 "epochs": 1,  # score the validation images at every so many epochs, and at the end

@@ -150,6 +150,13 @@ def test_without_validation_and_with_diagnostics(tmp_path, small_config):
     assert {"grad_norm/conv1_1", "dead_relu/dense1"} <= set(found[0])
 
 
+def test_a_chunk_can_be_profiled_and_the_numbers_stay(trained, tmp_path, small_config):
+    small_config.profile = True
+    assert train(small_config, str(tmp_path)) == 0
+    assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+    assert_same_run(tmp_path, trained)
+
+
 def test_trains_on_photographs(tmp_path, small_config, photographs):
     paths = [f"{label}/{i}.png" for label in ("cat", "dog") for i in range(20)]
     small_config.data.update({"name": "folder", "dir": str(photographs(*paths)), "train_examples": 0, "validation": 8})

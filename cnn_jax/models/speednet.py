@@ -13,6 +13,7 @@ from jax import lax
 from jaxtyping import Array, Float, PyTree
 
 from cnn_jax.errors import UserError
+from cnn_jax.ops.pool import max_pool
 
 ACTIVATIONS = {"gelu": nn.gelu, "silu": nn.silu, "relu": nn.relu}
 
@@ -66,7 +67,7 @@ class SpeedNet(nn.Module):
         x = activate(nn.Conv(channels, (size, size), padding="VALID", dtype=self.dtype, name="whiten")(x))
         for block, width in enumerate(self.widths, 1):
             x = self._conv(width, f"block{block}_conv1")(x)
-            x = nn.max_pool(x, (2, 2), strides=(2, 2))
+            x = max_pool(x)
             x = activate(self._norm(f"block{block}_bn1")(x, use_running_average=not train))
             x = self._conv(width, f"block{block}_conv2")(x)
             x = activate(self._norm(f"block{block}_bn2")(x, use_running_average=not train))
