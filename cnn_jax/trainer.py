@@ -15,16 +15,14 @@ from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
 from cnn_jax import config as config_lib
-from cnn_jax import data, lanes, models, optim, rng, step, weights
-from cnn_jax.augment import Augmentation
-from cnn_jax.average import Average
+from cnn_jax import data, lanes, models, rng, step, weights
 from cnn_jax.checkpoint import FINGERPRINT
-from cnn_jax.dispatch import make_chunk
 from cnn_jax.errors import UserError
 from cnn_jax.evaluation import make_evaluator
 from cnn_jax.features import FeatureCache
-from cnn_jax.metrics import NAMES, summarise, zeros_like
+from cnn_jax.metrics import NAMES, summarise
 from cnn_jax.partition import Partition
+from cnn_jax.phase import Phase
 from cnn_jax.preprocess import Preprocessing
 from cnn_jax.schedule import Schedule
 from cnn_jax.views import Views
@@ -78,7 +76,7 @@ class Trainer:
         self._evaluate = make_evaluator(self.model, self._preprocess, config.eval_batch_size, self._lanes, views)
         self._summarise = jax.jit(jax.vmap(summarise) if self._lanes else summarise)
 
-    def _make_phases(self, config: ConfigDict) -> list["Phase"]:
+    def _make_phases(self, config: ConfigDict) -> list[Phase]:
         images = jax.ShapeDtypeStruct((1, *self.image_size, 3), np.float32)
         variables = jax.eval_shape(lambda x: self.model.init(rng.root(0), x, train=False), images)
         phases, stop, partition = [], 0, None
@@ -97,7 +95,7 @@ class Trainer:
     def _seeds(self) -> range:
         return range(self._config.seed, self._config.seed + self._config.seeds)
 
-    def phase(self, now: int) -> "Phase":
+    def phase(self, now: int) -> Phase:
         """The phase of the step that starts at `now`; the last one at the end."""
         return next((phase for phase in self.phases if now < phase.stop), self.phases[-1])
 
@@ -135,7 +133,7 @@ class Trainer:
 
         return functools.partial(with_loaded, loaded)
 
-    def _init(self, key: jax.Array, phase: "Phase") -> step.TrainState:
+    def _init(self, key: jax.Array, phase: Phase) -> step.TrainState:
         state = step.init_state(self.model, phase.optimizer, key, self.image_size, phase.partition)
         return state.replace(average=phase.average.begin(state.current))
 
@@ -230,77 +228,6 @@ class Trainer:
         values = jax.device_get(self._summarise(metrics))
         values = {name: values[name] for name in (*NAMES, *sorted(values.keys() - NAMES))}
         return lanes.spread(values) if self._lanes else {name: float(value) for name, value in values.items()}
-
-
-class Phase:
-    """Steps of a run in which the same parameters are trained by the same rule.
-
-    Attributes:
-      config: the run's, with what this phase changes.
-      partition: which parameters are trained.
-      optimizer: the rule.
-      one_step: (state, row, arrays, key) to (state, metrics), of one lane; pure.
-      average: of the weights.
-      start: its first step.
-      stop: the step after its last.
-    """
-
-    def __init__(
-        self,
-        config: ConfigDict,
-        model: Any,
-        preprocess: Preprocessing,
-        partition: Partition,
-        start: int,
-        stop: int,
-        schedule: Schedule,
-    ):
-        """Builds the train step; compiles when it is first used."""
-        self.config, self.partition, self.start, self.stop = config, partition, start, stop
-        self._schedule = optim.make_schedule(config.optimizer, stop - start, schedule.steps_per_epoch)
-        factors = partition.factors(config.optimizer.groups)
-        self.optimizer = optim.make_optimizer(config.optimizer, self._schedule, factors)
-        augment = Augmentation.from_config(config.augment, preprocess.mean)
-        self.average = Average.from_config(config.average, schedule.total_steps)
-        self.keeps_features = partition.freezes("backbone") and not augment and not Views.from_config(config.eval)
-        train_step = step.make_train_step(
-            model,
-            self.optimizer,
-            preprocess=preprocess,
-            augment=augment,
-            partition=partition,
-            label_smoothing=config.label_smoothing,
-            diagnostics=config.diagnostics,
-            average=self.average,
-        )
-
-        def one_step(state, row, arrays, key):
-            return train_step(state, step.gather(arrays, row), key)
-
-        def body(carry, *arguments):
-            state, metrics = carry
-            state, update = one_step(state, *arguments)
-            return state, metrics.merge(update)
-
-        self.one_step, self._lanes = one_step, config.seeds if config.seeds > 1 else 0
-        # Never run: it remembers what it was traced for, so the shapes of the metrics are found once.
-        self._traced = jax.jit(jax.vmap(one_step, in_axes=(0, 0, None, 0)) if self._lanes else one_step)
-        self._chunk = lanes.make_lane_chunk(body, (0, 0, None, 0), self._lanes) if self._lanes else make_chunk(body)
-
-    def begin(self, params: PyTree) -> PyTree:
-        """Returns the optimizer's state at the first step, of one lane."""
-        return self.optimizer.init(self.partition.trained(params))
-
-    def learning_rate(self, now: int) -> float:
-        """That of the step that starts at `now`, for parameters of no group."""
-        return float(self._schedule(now - self.start))
-
-    def train(
-        self, state: step.TrainState, rows: dict[str, np.ndarray], arrays: dict[str, jax.Array], key: jax.Array
-    ) -> tuple[step.TrainState, Any]:
-        """Trains a step a row; returns the state and the metrics of these steps. The buffers of `state` are reused."""
-        _, shapes = jax.eval_shape(self._traced, state, jax.tree.map(lambda x: x[0], rows), arrays, key)
-        return self._chunk((state, zeros_like(shapes)), rows, arrays, key)
 
 
 def _read(split: data.Split) -> dict[str, np.ndarray]:
