@@ -35,8 +35,8 @@ def as_patches(images, kernel, window_strides, padding, **_):
 
 def make(way: str, seeds: int, batch_size: int, steps: int):
     """Returns a function that trains `steps` steps and waits for them."""
+    import measuring  # isort: skip  before JAX, for which it sets up the compiler
     import jax
-    import measuring
 
     from cnn_jax import lanes
 
@@ -74,8 +74,8 @@ def main() -> None:
     if arguments.devices > 1:
         flag = f"--xla_force_host_platform_device_count={arguments.devices}"
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}"
+    import measuring  # isort: skip  before JAX, for which it sets up the compiler
     import jax
-    import measuring
 
     ways = [way for way in WAYS if way != "devices" or jax.local_device_count() > 1]
     runs = {way: make(way, arguments.seeds, arguments.batch_size, arguments.steps) for way in ways}

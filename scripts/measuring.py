@@ -11,6 +11,10 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from cnn_jax import runtime  # noqa: E402
+
+runtime.prepare()  # as the commands do, before JAX is imported
+
 
 def trainer(stage: str, examples: int = 1024, **changes: Any):
     """Returns the trainer of a stage on random images of 32x32 pixels, for as many steps as anybody wants.
