@@ -18,15 +18,16 @@ def max_pool(images: Num[Array, "*batch height width channels"]) -> Num[Array, "
     by row, has all of it. Unlike there, a derivative of any order and in either direction exists.
     """
     height, width = images.shape[-3] // 2, images.shape[-2] // 2
-    return _max_pool(images[..., : 2 * height, : 2 * width, :])
+    return max_pool_2x2(images[..., : 2 * height, : 2 * width, :])
 
 
 @jax.custom_jvp
-def _max_pool(images):
+@jax.jit  # whose name stands in the traced program, where the drawing of the network finds it
+def max_pool_2x2(images):
     return _first_maximum(images)[0]
 
 
-@_max_pool.defjvp
+@max_pool_2x2.defjvp
 def _max_pool_jvp(primals, tangents):
     """The tangent of a window is that of its maximum; transposed, it is the gradient described above."""
     maxima, place = _first_maximum(*primals)
