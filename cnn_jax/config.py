@@ -286,7 +286,7 @@ def check_same(config: ConfigDict, path: Path) -> None:
     except ValueError:
         raise UserError(f"{path} is damaged: restore it, or take another --workdir.") from None
     asked = flatten(json.loads(json.dumps(config.to_dict())))
-    held = _defaults(held.get("model.name")) | held  # a run of an earlier version may lack keys that were added since
+    held = with_defaults(held)
     differ = [
         f"config.{key} is {held.get(key)!r} there and {asked.get(key)!r} here"
         for key in asked | held
@@ -300,8 +300,12 @@ def check_same(config: ConfigDict, path: Path) -> None:
         )
 
 
-def _defaults(model: str) -> dict[str, Any]:
-    """What keys are unless a stage says otherwise; those of a network only where it is the default one."""
+def with_defaults(held: dict[str, Any]) -> dict[str, Any]:
+    """Returns a flat configuration, as JSON holds it, with keys that were added since it was written at their defaults.
+
+    Those of a network only where it is that of configs/base.py.
+    """
     path = ROOT / "configs" / "base.py"
     base = json.loads(json.dumps(flatten(load(path)))) if path.is_file() else {}  # installed without a clone
-    return {key: base[key] for key in base if not key.startswith("model.") or model == base["model.name"]}
+    own = held.get("model.name") == base.get("model.name")
+    return {key: value for key, value in base.items() if own or not key.startswith("model.")} | held

@@ -27,7 +27,7 @@ TOLD = ("epochs", "data.train_examples", "data.validation", "model.weights")
 
 def plain(config) -> dict:
     """Flat, as JSON would hold it, without what changes no number."""
-    flat = json.loads(json.dumps(config_lib.flatten(config)))
+    flat = config_lib.with_defaults(json.loads(json.dumps(config_lib.flatten(config))))
     return {key: value for key, value in flat.items() if key not in (*config_lib.FREE, "seed", "seeds")}
 
 

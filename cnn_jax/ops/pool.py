@@ -23,7 +23,8 @@ def max_pool(images: Num[Array, "*batch height width channels"]) -> Num[Array, "
 
 @jax.custom_jvp
 @jax.jit  # whose name stands in the traced program, where the drawing of the network finds it
-def max_pool_2x2(images):
+def max_pool_2x2(images: Num[Array, "*batch height width channels"]) -> Num[Array, "*batch height2 width2 channels"]:
+    """Is `max_pool`, for even sides."""
     return _first_maximum(images)[0]
 
 
