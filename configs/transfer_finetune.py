@@ -1,6 +1,9 @@
 """transfer_finetune: transfer_lite, and then a second phase that trains the upper blocks too, at a lower rate.
 
 python -m cnn_jax.main --config=configs/transfer_finetune.py --workdir=/tmp/transfer_finetune
+
+Expect .788 (1 seed; .778 without the second phase) with --config.data.train_examples=5000 --config.finetune.epochs=3:
+test accuracy on CIFAR-10 re-encoded as JPEG, 2 CPU cores (reports/transfer_lite.json).
 """
 
 from configs import transfer_lite

@@ -3,7 +3,7 @@
 python -m cnn_jax.main --config=configs/transfer_lite.py --workdir=/tmp/transfer_lite
 
 Expect .823 +- .003 (3 seeds) with --config.data.validation=0: test accuracy on CIFAR-10 re-encoded as JPEG, all 50,000
-training images, 2 CPU cores, where the features of 60,000 images take some 20 minutes of both cores, once
+training images, 2 CPU cores, where the features of 60,000 images take some 12 minutes, once
 (reports/transfer_lite.json).
 """
 
