@@ -22,7 +22,7 @@ from cnn_jax.summaries import read_metrics  # noqa: E402
 STAGES = ("basic", "baseline", "batchnorm", "dropout", "dropout_scheduled", "augment", "quickstart")
 STAGES += ("transfer", "transfer_lite", "transfer_finetune")
 # What may differ between a stage as it is written and as it was run, and is told beside the number.
-TOLD = ("epochs", "data.train_examples", "data.validation", "model.weights")
+TOLD = ("epochs", "finetune.epochs", "data.train_examples", "data.validation", "model.weights")
 
 
 def plain(config) -> dict:
@@ -81,7 +81,8 @@ def table(rows: list[dict]) -> str:
         images = f"{row['data.train_examples']:,}" if row["data.train_examples"] else "all"
         weights = row.get("model.weights", "imagenet")
         stage = row["stage"] if weights == "imagenet" else f"{row['stage']} ({weights} weights)"
-        cells = [stage, images, row["epochs"], len(row["seeds"]), show("accuracy"), show("loss"), show("f1")]
+        epochs = f"{row['epochs']} + {row['finetune.epochs']}" if row["finetune.epochs"] else row["epochs"]
+        cells = [stage, images, epochs, len(row["seeds"]), show("accuracy"), show("loss"), show("f1")]
         cells.append(f"{show('threshold_precision')} / {show('threshold_recall')}")
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines)
