@@ -7,8 +7,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from cnn_jax.dispatch import make_chunk
-from cnn_jax.lanes import make_lane_chunk
+from cnn_jax.lanes import make_lane_chunk, over_lanes
 from cnn_jax.metrics import Classification, zeros_like
 from cnn_jax.preprocess import Preprocessing
 from cnn_jax.step import gather, make_eval_step
@@ -51,9 +50,9 @@ def make_evaluator(
         return metrics.merge(score(*arguments))
 
     axes = (0, None, None, 0)
-    chunk = make_lane_chunk(body, axes, seeds) if seeds else make_chunk(body)
+    chunk = make_lane_chunk(body, axes, seeds)
     # Never run: compiled functions remember what they were traced for, so the shapes are found once.
-    score_all = jax.jit(jax.vmap(score, in_axes=axes[1:]) if seeds else score)
+    score_all = jax.jit(over_lanes(score, axes[1:], seeds))
 
     def evaluate(variables: PyTree, arrays: dict[str, jax.Array]) -> Classification:
         rows = padded_batches(len(arrays["label"]), batch_size)

@@ -1,6 +1,6 @@
 """Many seeds as one run: a leading axis, one lane a seed, on everything that differs between them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import jax
@@ -13,6 +13,11 @@ from cnn_jax.dispatch import Body, make_chunk
 
 How = Literal["loop", "vmap", "devices"]
 _AXIS = "lane"
+
+
+def count_of(config: Any) -> int:
+    """Returns the lanes of a run: its seeds; 0 for a single one, whose arrays have no lane axis."""
+    return config.seeds if config.seeds > 1 else 0
 
 
 def choose(count: int) -> How:
@@ -28,25 +33,34 @@ def choose(count: int) -> How:
 
 
 def make_lane_chunk(body: Body, axes: Sequence[int | None], count: int, *, how: How | None = None) -> Body:
-    """Builds `chunk(carry, rows, *constants) -> carry` for `count` lanes: see `cnn_jax.dispatch.make_chunk`.
+    """Builds `chunk(carry, rows, *constants) -> carry` for `count` lanes, or for one run without a lane axis (0).
+
+    See `cnn_jax.dispatch.make_chunk`.
 
     Args:
       body: for one lane.
       axes: of the carry, a row and each constant: 0 where the leaves have a leading lane axis, None where lanes share
         them. The rows of a chunk are `[steps, lanes, ...]` or `[steps, ...]`. The carry always has lanes.
-      count: the number of lanes.
+      count: the number of lanes; 0 for none.
       how: "loop" one after the other, "vmap" as one batched program, "devices" spread over all local devices, batched
         on each; None for what `choose` says. They agree to rounding, and "loop" with single runs bit for bit.
     """
+    if not count:
+        return make_chunk(body)
     how = how or choose(count)
     if how == "loop":
         return _looped(make_chunk(body), axes, count)
-    batched = jax.vmap(body, in_axes=tuple(axes))
+    batched = over_lanes(body, axes, count)
     if how == "devices":
         mesh = jax.make_mesh((jax.local_device_count(),), (_AXIS,), axis_types=(AxisType.Auto,))
         specs = tuple(PartitionSpec() if axis is None else PartitionSpec(_AXIS) for axis in axes)
         batched = jax.shard_map(batched, mesh=mesh, in_specs=specs, out_specs=PartitionSpec(_AXIS), check_vma=False)
     return make_chunk(batched)
+
+
+def over_lanes(function: Callable[..., Any], axes: Sequence[int | None], count: int) -> Callable[..., Any]:
+    """Returns the function of all lanes at once; itself where there are none (0). `axes`: of each argument."""
+    return jax.vmap(function, in_axes=tuple(axes)) if count else function
 
 
 def _looped(chunk: Body, axes: Sequence[int | None], count: int) -> Body:

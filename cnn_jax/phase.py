@@ -10,7 +10,6 @@ from ml_collections import ConfigDict
 from cnn_jax import lanes, optim, step
 from cnn_jax.augment import Augmentation
 from cnn_jax.average import Average
-from cnn_jax.dispatch import make_chunk
 from cnn_jax.metrics import zeros_like
 from cnn_jax.partition import Partition
 from cnn_jax.preprocess import Preprocessing
@@ -68,14 +67,18 @@ class Phase:
             state, update = one_step(state, *arguments)
             return state, metrics.merge(update)
 
-        self.one_step, self._lanes = one_step, config.seeds if config.seeds > 1 else 0
+        self.one_step, axes, count = one_step, (0, 0, None, 0), lanes.count_of(config)
         # Never run: it remembers what it was traced for, so the shapes of the metrics are found once.
-        self._traced = jax.jit(jax.vmap(one_step, in_axes=(0, 0, None, 0)) if self._lanes else one_step)
-        self._chunk = lanes.make_lane_chunk(body, (0, 0, None, 0), self._lanes) if self._lanes else make_chunk(body)
+        self._traced = jax.jit(lanes.over_lanes(one_step, axes, count))
+        self._chunk = lanes.make_lane_chunk(body, axes, count)
 
     def begin(self, params: PyTree) -> PyTree:
         """Returns the optimizer's state at the first step, of one lane."""
         return self.optimizer.init(self.partition.trained(params))
+
+    def begin_run(self, variables: PyTree) -> step.TrainState:
+        """Returns the state, of one lane, of a run that begins with this phase and these variables."""
+        return step.begin(variables, self.optimizer, self.partition, self.average)
 
     def learning_rate(self, now: int) -> float:
         """That of the step that starts at `now`, for parameters of no group."""

@@ -5,7 +5,7 @@ arguments, under `jax.pmap` or `shard_map` with an axis name, and under `jax.vma
 """
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NotRequired, TypedDict
 
 import flax.linen as nn
@@ -66,15 +66,35 @@ def init_state(
       image_size: height and width of what the network sees.
       partition: which parameters are trained; None for all.
     """
-    images = jnp.zeros((1, *image_size, 3))
-    variables = model.init(rng.stream(key, "init"), images, train=False)
+    return begin(draw(model, key, jnp.zeros((1, *image_size, 3))), optimizer, partition)
+
+
+def draw(model: nn.Module, key: PRNGKeyArray, inputs: Float[Array, "1 ..."]) -> dict[str, PyTree]:
+    """Returns new variables, {params, batch_stats}, of what the network calls for such inputs.
+
+    Args:
+      model: the network.
+      key: the run's root key; the stream "init" is drawn from it.
+      inputs: one; only its shape matters.
+    """
+    return model.init(rng.stream(key, "init"), inputs, train=False)
+
+
+def begin(
+    variables: Mapping[str, PyTree],
+    optimizer: optax.GradientTransformation,
+    partition: Partition | None = None,
+    average: Average | None = None,
+) -> TrainState:
+    """Returns the state at step 0 of a network with these variables, {params, batch_stats}: see `init_state`."""
     params = variables["params"]
-    return TrainState(
+    state = TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         batch_stats=variables.get("batch_stats", {}),
         opt_state=optimizer.init(partition.trained(params) if partition else params),
     )
+    return state.replace(average=average.begin(state.current)) if average else state
 
 
 def cross_entropy(

@@ -1,7 +1,6 @@
 """A run, compiled: what a step, an evaluation and the state at step 0 are. Pure functions of (state, step)."""
 
 import dataclasses
-import functools
 import hashlib
 import math
 from collections.abc import Callable, Sequence
@@ -52,7 +51,7 @@ class Trainer:
         """
         self.dataset = dataset
         self._config, self._features = config, features
-        self._lanes = config.seeds if config.seeds > 1 else 0
+        self._lanes = lanes.count_of(config)
         keys = [rng.root(seed) for seed in self._seeds]
         self._key = jnp.stack(keys) if self._lanes else keys[0]
         epochs = config.epochs + config.finetune.epochs
@@ -74,11 +73,10 @@ class Trainer:
         self.phases = self._make_phases(config)
         views = Views.from_config(config.eval)
         self._evaluate = make_evaluator(self.model, self._preprocess, config.eval_batch_size, self._lanes, views)
-        self._summarise = jax.jit(jax.vmap(summarise) if self._lanes else summarise)
+        self._summarise = jax.jit(lanes.over_lanes(summarise, (0,), self._lanes))
 
     def _make_phases(self, config: ConfigDict) -> list[Phase]:
-        images = jax.ShapeDtypeStruct((1, *self.image_size, 3), np.float32)
-        variables = jax.eval_shape(lambda x: self.model.init(rng.root(0), x, train=False), images)
+        variables = jax.eval_shape(self._draw, rng.root(0))
         phases, stop, partition = [], 0, None
         for own in config_lib.phases(config):
             start, stop = stop, self.schedule.end_of_epoch(sum(p.config.epochs for p in phases) + own.epochs)
@@ -105,53 +103,48 @@ class Trainer:
         Raises:
           UserError: the weights of a backbone cannot be had.
         """
-        init = self._make_init()
-        return lanes.stack([init(key) for key in self._key]) if self._lanes else init(self._key)
+        draw, begin = self._make_draw(), jax.jit(self.phases[0].begin_run)
+        states = [begin(self._fit(draw(rng.root(seed)))) for seed in self._seeds]
+        return lanes.stack(states) if self._lanes else states[0]
 
-    def _make_init(self) -> Callable[[jax.Array], step.TrainState]:
-        first = self.phases[0]
+    def _draw(self, key: jax.Array) -> PyTree:
+        return step.draw(self.model, key, jnp.zeros((1, *self.image_size, 3)))
+
+    def _make_draw(self) -> Callable[[jax.Array], PyTree]:
+        """Returns the function from a run's key to the variables that it begins with."""
         source = self._config.model.get("weights", RANDOM)
-        init = jax.jit(lambda key: self._init(key, first))
         if source == RANDOM:
-            return lambda key: self._fit(init(key))
-        shapes = jax.eval_shape(init, rng.root(0))
-        of_backbone = {kind: tree["backbone"] for kind, tree in shapes.variables.items()}
+            return jax.jit(self._draw)
+        shapes = jax.eval_shape(self._draw, rng.root(0))
+        of_backbone = {kind: tree["backbone"] for kind, tree in shapes.items()}
         loaded = jax.device_put(weights.load(self._config.model.name, source, of_backbone))
         # Initialised on features: the backbone, which is loaded, is then neither compiled nor drawn at random.
         features = jnp.zeros((1, self.model.network.num_features))
+        draw_head = jax.jit(lambda key: step.draw(self.model, key, features))
 
-        @jax.jit
-        def with_loaded(loaded, key):
-            head = self.model.init(rng.stream(key, "init"), features, train=False)["params"]
-            params = {"backbone": loaded["params"], **head}
-            return step.TrainState(
-                step=jnp.zeros((), jnp.int32),
-                params=params,
-                batch_stats={"backbone": loaded["batch_stats"]},
-                opt_state=first.begin(params),
-            )
+        def draw(key):
+            head = draw_head(key)
+            return {kind: {"backbone": tree, **head.get(kind, {})} for kind, tree in loaded.items()}
 
-        return functools.partial(with_loaded, loaded)
+        return draw
 
-    def _init(self, key: jax.Array, phase: Phase) -> step.TrainState:
-        state = step.init_state(self.model, phase.optimizer, key, self.image_size, phase.partition)
-        return state.replace(average=phase.average.begin(state.current))
-
-    def _fit(self, state: step.TrainState) -> step.TrainState:
-        """Completes the state at step 0 where the network's initialisation looks at the training images."""
+    def _fit(self, variables: PyTree) -> PyTree:
+        """Completes the variables where the network's initialisation looks at the training images."""
         if not hasattr(self.model, "init_from_images"):
-            return state
+            return variables
         fit = jax.jit(lambda params, images: self.model.init_from_images(params, self._preprocess(images)))
         images = self._images["train"]["image"][: self.model.init_images]
-        state = state.replace(params=fit(state.params, images))
-        return state.replace(average=self.phases[0].average.begin(state.current))
+        return {**variables, "params": fit(variables["params"], images)}
 
     def like(self, now: int) -> step.TrainState:
         """Returns the shapes, types and devices of what is saved at step `now`."""
         phase = self.phase(max(now - 1, 0))
         sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        init = functools.partial(self._init, phase=phase)
-        shapes = jax.eval_shape(jax.vmap(init) if self._lanes else init, self._key)
+
+        def init(key):
+            return phase.begin_run(self._draw(key))
+
+        shapes = jax.eval_shape(lanes.over_lanes(init, (0,), self._lanes), self._key)
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)
 
     def must_prepare(self, now: int) -> bool:
@@ -183,26 +176,23 @@ class Trainer:
         phase = self.phase(now)
         stop = min(self.schedule.next_stop(now), phase.stop)
         if now and now == phase.start:
-            begin = jax.vmap(phase.begin) if self._lanes else phase.begin
-            state = state.replace(opt_state=jax.jit(begin)(state.params))
+            begin = jax.jit(lanes.over_lanes(phase.begin, (0,), self._lanes))
+            state = state.replace(opt_state=begin(state.params))
         rows = [self.schedule.rows(seed, now, stop) for seed in self._seeds]
         rows = lanes.stack_rows(rows) if self._lanes else rows[0]
         arrays = self._inputs(state.variables, "train", now)
         state, metrics = phase.train(state, rows, arrays, self._key)
         return stop, state, self._fetch(metrics) | {"learning_rate": phase.learning_rate(stop - 1)}
 
-    def evaluate(
-        self, variables: PyTree, split: str, now: int = 0, stop: Callable[[], bool] = lambda: False
-    ) -> dict[str, Any]:
+    def evaluate(self, variables: PyTree, split: str, now: int = 0) -> dict[str, Any]:
         """Scores the network on "train", "validation" or "test", every image once; empty where there are none.
 
         Args:
           variables: {params, batch_stats}.
           split: which images.
           now: the step that `variables` are of: where its phase freezes the backbone, features are reused.
-          stop: see `prepare`.
         """
-        arrays = self._inputs(variables, split, max(now - 1, 0), stop)
+        arrays = self._inputs(variables, split, max(now - 1, 0))
         return self._fetch(self._evaluate(variables, arrays)) if len(arrays["label"]) else {}
 
     def _inputs(

@@ -163,6 +163,18 @@ def test_published_weights_become_the_backbone(config, monkeypatch):
     assert jax.tree.structure(state) == jax.tree.structure(own.like(0))
 
 
+def test_published_weights_can_be_averaged(config, monkeypatch):
+    def load(name, source, shapes):
+        return jax.tree.map(lambda x: np.random.RandomState(0).rand(*x.shape).astype(np.float32), shapes)
+
+    monkeypatch.setattr(weights, "load", load)
+    config.model.weights, config.average.decay = "somewhere.h5", 0.5
+    own = Trainer(config, data.load(config.data))
+    _, state, _ = own.update(own.init_state(), 0)
+    assert jax.tree.structure(state) == jax.tree.structure(own.like(0))
+    assert not np.array_equal(state.average["params"]["head"]["logits"]["bias"], state.params["head"]["logits"]["bias"])
+
+
 def test_a_run_goes_on_without_the_file_of_weights(finished, config, tmp_path, monkeypatch):
     monkeypatch.setattr(trainer.weights, "load", None)
     config.model.weights = "gone.h5"
