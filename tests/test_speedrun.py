@@ -1,20 +1,18 @@
 """The speed run, every ingredient on, as a user runs it: it trains, goes on where it was stopped, and serves."""
 
 import json
-import os
 import signal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 from conftest import ROOT, stage
+from runs import assert_same_run, final_arrays, interrupt_at
 
 from cnn_jax import config as config_lib
 from cnn_jax import data, dispatch, exported
 from cnn_jax.inference import load_classifier, make_scorer
-from cnn_jax.progress import Progress
 from cnn_jax.summaries import read_metrics
 from cnn_jax.train import train
 from cnn_jax.trainer import Trainer
@@ -35,14 +33,6 @@ INGREDIENTS = {
 
 def load():
     return config_lib.load(ROOT / "tests" / "speedrun_config.py")
-
-
-def arrays(workdir):
-    """All that a run ends with."""
-    with ocp.CheckpointManager(workdir / "checkpoints", item_names=("model", "train", "metadata")) as manager:
-        restore = ocp.args.StandardRestore(fallback_sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0]))
-        items = manager.restore(TOTAL, args=ocp.args.Composite(model=restore, train=restore))
-    return jax.tree.map(np.asarray, {"model": items["model"], "train": items["train"]})
 
 
 @pytest.fixture(scope="module")
@@ -82,8 +72,8 @@ def test_chunks_span_epochs_and_scores_come_once(finished):
 
 def test_the_whitening_kernel_is_that_of_the_images_and_frozen(finished, dataset):
     trainer = Trainer(load(), dataset)
-    first, last = trainer.init_state(), arrays(finished)
-    for now in (last["model"]["params"], last["train"]["params"]):
+    first, (served, going_on) = trainer.init_state(), final_arrays(finished, TOTAL)
+    for now in (served["params"], going_on["params"]):
         np.testing.assert_array_equal(now["whiten"]["kernel"], first.params["whiten"]["kernel"])
         assert (now["whiten"]["bias"] != first.params["whiten"]["bias"]).all()
     images = trainer._preprocess(jnp.asarray(dataset.train.images()))
@@ -94,22 +84,11 @@ def test_the_whitening_kernel_is_that_of_the_images_and_frozen(finished, dataset
 
 
 def test_stopped_and_gone_on_is_the_run_that_was_never_stopped(finished, tmp_path, monkeypatch):
-    update = Progress.update
-
-    def interrupting(self, step, values):
-        if step == 20:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return update(self, step, values)
-
-    monkeypatch.setattr(Progress, "update", interrupting)
+    interrupt_at(monkeypatch, 20)
     assert train(load(), str(tmp_path)) == 128 + signal.SIGTERM
     monkeypatch.undo()
     assert train(load(), str(tmp_path)) == 0
-    jax.tree.map(np.testing.assert_array_equal, arrays(tmp_path), arrays(finished))
-    ours, whole = (
-        [{k: v for k, v in r.items() if "per_second" not in k} for r in read_metrics(w)] for w in (tmp_path, finished)
-    )
-    assert ours == whole
+    assert_same_run(tmp_path, finished, TOTAL)
 
 
 def test_the_average_is_served_with_all_views_and_so_exported(finished, dataset, tmp_path):
@@ -150,5 +129,5 @@ def test_the_run_as_one_program_equals_the_loop(finished, dataset, monkeypatch):
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=0.1, atol=0.02),
         jax.device_get(state.variables),
-        arrays(finished)["model"],
+        final_arrays(finished, TOTAL)[0],
     )

@@ -1,46 +1,20 @@
 """Whole runs, and above all: a run that is stopped and goes on is the run that was never stopped."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
-import time
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from conftest import ROOT
+from runs import assert_same_run, final_arrays, interrupt_at, kill_and_repeat, records
 
 from cnn_jax import data, dispatch
 from cnn_jax.errors import UserError
-from cnn_jax.progress import Progress
-from cnn_jax.summaries import read_metrics
 from cnn_jax.train import train
 from cnn_jax.trainer import Trainer
 
 TOTAL = 25  # steps of small_config: 2 epochs of 200 images in batches of 16
-COMMAND = [sys.executable, "-m", "cnn_jax.main", "--config=tests/small_config.py"]
-TIMES = {"images_per_second"}
-
-
-def final_arrays(workdir):
-    """All that a run ends with, as numpy arrays."""
-    with ocp.CheckpointManager(workdir / "checkpoints", item_names=("model", "train", "metadata")) as manager:
-        assert manager.latest_step() == TOTAL
-        restore = ocp.args.StandardRestore(fallback_sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0]))
-        items = manager.restore(TOTAL, args=ocp.args.Composite(model=restore, train=restore))
-    return jax.tree.map(np.asarray, (items["model"], items["train"]))
-
-
-def records(workdir):
-    return [{k: v for k, v in record.items() if k not in TIMES} for record in read_metrics(workdir)]
-
-
-def assert_same_run(workdir, reference):
-    jax.tree.map(np.testing.assert_array_equal, final_arrays(workdir), final_arrays(reference))
-    assert records(workdir) == records(reference)
 
 
 def test_what_a_run_leaves(trained):
@@ -64,40 +38,21 @@ def test_what_a_run_leaves(trained):
 
 def test_killed_in_the_middle_of_an_epoch_by_sigkill(trained, tmp_path):
     """kill -9 once the first checkpoint inside the first epoch is there; then the same command again."""
-    command = [*COMMAND, f"--workdir={tmp_path}", "--config.checkpoint.minutes=0.00001"]
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not (tmp_path / "checkpoints" / "5" / "sha256.json").exists():
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.005)
-    process.kill()
-    process.wait()
-    latest = max(int(p.name) for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit())
+    latest, done = kill_and_repeat("tests/small_config.py", tmp_path, 5)
     assert 5 <= latest < TOTAL
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert f"Going on from step {latest} of {TOTAL}." in done.stderr
-    assert_same_run(tmp_path, trained)
+    assert_same_run(tmp_path, trained, TOTAL)
 
 
 @pytest.mark.parametrize(
-    "chunk, number", [(1, signal.SIGTERM), (2, signal.SIGINT), (3, signal.SIGTERM), (5, signal.SIGINT)]
+    "step, number", [(5, signal.SIGTERM), (10, signal.SIGINT), (13, signal.SIGTERM), (23, signal.SIGINT)]
 )
-def test_stopped_after_any_chunk(trained, tmp_path, small_config, monkeypatch, capsys, chunk, number):
-    update, count = Progress.update, 0
-
-    def interrupting(self, step, values):
-        nonlocal count
-        count += 1
-        if count == chunk:
-            os.kill(os.getpid(), number)
-        return update(self, step, values)
-
-    monkeypatch.setattr(Progress, "update", interrupting)
-    step = [5, 10, 13, 18, 23, 25][chunk - 1]
+def test_stopped_after_any_chunk(trained, tmp_path, small_config, monkeypatch, capsys, step, number):
+    interrupt_at(monkeypatch, step, number)
     assert train(small_config, str(tmp_path)) == 128 + number
     assert f"Stopped at step {step}, which is saved" in capsys.readouterr().err
     assert train(small_config, str(tmp_path)) == 0
-    assert_same_run(tmp_path, trained)
+    assert_same_run(tmp_path, trained, TOTAL)
 
 
 def test_a_finished_run_is_not_trained_or_scored_again(trained, small_config, monkeypatch, capsys):
@@ -110,17 +65,17 @@ def test_a_finished_run_is_not_trained_or_scored_again(trained, small_config, mo
 
 
 def test_another_configuration_is_refused_and_nothing_is_lost(trained, small_config):
-    before = final_arrays(trained)
+    before = final_arrays(trained, TOTAL)
     small_config.batch_size = 32
     with pytest.raises(UserError, match=r"holds another run: config\.batch_size is 16 there and 32 here"):
         train(small_config, str(trained))
-    jax.tree.map(np.testing.assert_array_equal, final_arrays(trained), before)
+    jax.tree.map(np.testing.assert_array_equal, final_arrays(trained, TOTAL), before)
 
 
 def test_the_size_of_chunks_changes_no_number(trained, tmp_path, small_config):
     small_config.steps_per_call = 100
     assert train(small_config, str(tmp_path)) == 0
-    jax.tree.map(np.testing.assert_array_equal, final_arrays(tmp_path), final_arrays(trained))
+    jax.tree.map(np.testing.assert_array_equal, final_arrays(tmp_path, TOTAL), final_arrays(trained, TOTAL))
 
 
 def test_seeds_differ(trained, tmp_path, small_config):
@@ -154,7 +109,7 @@ def test_a_chunk_can_be_profiled_and_the_numbers_stay(trained, tmp_path, small_c
     small_config.profile = True
     assert train(small_config, str(tmp_path)) == 0
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))
-    assert_same_run(tmp_path, trained)
+    assert_same_run(tmp_path, trained, TOTAL)
 
 
 def test_trains_on_photographs(tmp_path, small_config, photographs):

@@ -6,73 +6,44 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 from conftest import ROOT
+from runs import assert_same_run, final_arrays, interrupt_at, kill_and_repeat
 
 from cnn_jax import config as config_lib
 from cnn_jax import data, features, trainer, weights
 from cnn_jax.errors import UserError
 from cnn_jax.inference import load_classifier
-from cnn_jax.progress import Progress
 from cnn_jax.summaries import read_metrics
 from cnn_jax.train import train
 from cnn_jax.trainer import Trainer
 
 BORDER, TOTAL = 25, 50  # the first step of phase two, and the end
-COMMAND = [sys.executable, "-m", "cnn_jax.main", "--config=tests/transfer_config.py"]
+CONFIG = "tests/transfer_config.py"
 
 
 @pytest.fixture
 def config():
-    return config_lib.load(ROOT / "tests" / "transfer_config.py")
+    return config_lib.load(ROOT / CONFIG)
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """The workdir of a run in two phases that nobody disturbed."""
     workdir = tmp_path_factory.mktemp("transfer")
-    done = subprocess.run([*COMMAND, f"--workdir={workdir}"], cwd=ROOT, capture_output=True, text=True, check=True)
+    command = [sys.executable, "-m", "cnn_jax.main", f"--config={CONFIG}", f"--workdir={workdir}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert "| head/logits/kernel | (16, 10) | 160 | trained |" in " ".join(done.stderr.split())
     assert "| backbone/block1/kernel | (3, 3, 3, 8) | 216 | frozen |" in " ".join(done.stderr.split())
     return workdir
 
 
-def arrays(workdir, step=TOTAL):
-    with ocp.CheckpointManager(workdir / "checkpoints", item_names=("model", "train", "metadata")) as manager:
-        restore = ocp.args.StandardRestore(fallback_sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0]))
-        items = manager.restore(step, args=ocp.args.Composite(model=restore, train=restore))
-    return jax.tree.map(np.asarray, (items["model"], items["train"]))
-
-
-def assert_same_run(workdir, reference):
-    jax.tree.map(np.testing.assert_array_equal, arrays(workdir), arrays(reference))
-    without_times = [
-        [{k: v for k, v in record.items() if k != "images_per_second"} for record in read_metrics(each)]
-        for each in (workdir, reference)
-    ]
-    assert without_times[0] == without_times[1]
-
-
-def interrupt_at(monkeypatch, step):
-    """Sends SIGTERM when the chunk that ends at `step` has been trained."""
-    update = Progress.update
-
-    def interrupting(self, now, values):
-        if now == step:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return update(self, now, values)
-
-    monkeypatch.setattr(Progress, "update", interrupting)
-
-
 def test_each_phase_trains_what_it_says(finished, config):
     first = Trainer(config, data.load(config.data)).init_state()
-    model, _ = arrays(finished)
+    model, _ = final_arrays(finished, TOTAL)
     same = jax.tree.map(lambda a, b: np.array_equal(a, b), model["params"]["backbone"], first.params["backbone"])
     assert jax.tree.leaves(same["block1"]) == [True] and jax.tree.leaves(same["block1_bn"]) == [True, True]
     assert jax.tree.leaves(same["block2"]) == [False] and jax.tree.leaves(same["block2_bn"]) == [False, False]
@@ -82,17 +53,10 @@ def test_each_phase_trains_what_it_says(finished, config):
 
 
 def test_killed_in_the_middle_of_phase_two(finished, tmp_path):
-    command = [*COMMAND, f"--workdir={tmp_path}", "--config.checkpoint.minutes=0.00001"]
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not (tmp_path / "checkpoints" / str(BORDER + 5) / "sha256.json").exists():
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.005)
-    process.kill()
-    process.wait()
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    latest, done = kill_and_repeat(CONFIG, tmp_path, BORDER + 5)
+    assert BORDER < latest < TOTAL
     assert "Going on from step" in done.stderr
-    assert_same_run(tmp_path, finished)
+    assert_same_run(tmp_path, finished, TOTAL)
 
 
 @pytest.mark.parametrize("step", [23, BORDER, BORDER + 5])
@@ -100,7 +64,7 @@ def test_stopped_around_the_border_of_phases(finished, tmp_path, config, monkeyp
     interrupt_at(monkeypatch, step)
     assert train(config, str(tmp_path)) == 128 + signal.SIGTERM
     assert train(config, str(tmp_path)) == 0
-    assert_same_run(tmp_path, finished)
+    assert_same_run(tmp_path, finished, TOTAL)
 
 
 def test_stopped_while_features_are_computed(finished, tmp_path, config, monkeypatch, capsys):
@@ -119,7 +83,7 @@ def test_stopped_while_features_are_computed(finished, tmp_path, config, monkeyp
     assert train(config, str(tmp_path)) == 0
     # Train 4 files, validation 2, test 8; of the third, which was interrupted, nothing was kept.
     assert len(calls) == 3 + 2 + 2
-    assert_same_run(tmp_path, finished)
+    assert_same_run(tmp_path, finished, TOTAL)
 
 
 def test_features_computed_once_or_every_time_give_the_same_run(config, tmp_path):

@@ -1,0 +1,68 @@
+"""What tests of whole runs share: all that a run leaves, stopping one in the middle, killing one in the middle."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from conftest import ROOT
+
+from cnn_jax.progress import Progress
+from cnn_jax.summaries import read_metrics
+
+TIMES = {"images_per_second"}
+
+
+def final_arrays(workdir, step):
+    """All that a run ends with, as numpy arrays: (model, train); `step` must be its last."""
+    with ocp.CheckpointManager(workdir / "checkpoints", item_names=("model", "train", "metadata")) as manager:
+        assert manager.latest_step() == step
+        restore = ocp.args.StandardRestore(fallback_sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0]))
+        items = manager.restore(step, args=ocp.args.Composite(model=restore, train=restore))
+    return jax.tree.map(np.asarray, (items["model"], items["train"]))
+
+
+def records(workdir):
+    """The records of a run without what differs each time."""
+    return [{k: v for k, v in record.items() if k not in TIMES} for record in read_metrics(workdir)]
+
+
+def assert_same_run(workdir, reference, step):
+    """Two runs end with the same arrays, bit for bit, and recorded the same numbers on the way."""
+    jax.tree.map(np.testing.assert_array_equal, final_arrays(workdir, step), final_arrays(reference, step))
+    assert records(workdir) == records(reference)
+
+
+def interrupt_at(monkeypatch, step, number=signal.SIGTERM):
+    """Sends this process a signal when the chunk that ends at `step` has been trained."""
+    update = Progress.update
+
+    def interrupting(self, now, values):
+        if now == step:
+            os.kill(os.getpid(), number)
+        return update(self, now, values)
+
+    monkeypatch.setattr(Progress, "update", interrupting)
+
+
+def kill_and_repeat(config, workdir, step):
+    """Trains with a checkpoint after every chunk, kills the process with SIGKILL once `step` is saved, trains again.
+
+    Returns:
+      The last step that the killed process saved, and the second process when it has ended.
+    """
+    command = [sys.executable, "-m", "cnn_jax.main", f"--config={config}", f"--workdir={workdir}"]
+    command.append("--config.checkpoint.minutes=0.00001")
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (workdir / "checkpoints" / str(step) / "sha256.json").exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.005)
+    process.kill()
+    process.wait()
+    latest = max(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit())
+    return latest, subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
