@@ -6,16 +6,18 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from cnn_jax.ops import winograd
+from cnn_jax.ops import direct, winograd
 
 # Below so many products of channels, the transforms cost more than they save: measured with 32 x 32 and 32 x 64.
 LEAST_CHANNELS = 2048
+# A kernel's gradient with fewer input channels than this is better left to XLA: measured with 3 and 32.
+LEAST_INPUTS = 16
 
 
 def conv_general_dilated(
     lhs: jax.Array, rhs: jax.Array, window_strides: Any, padding: Any, **options: Any
 ) -> jax.Array:
-    """Is `jax.lax.conv_general_dilated`, but on a CPU by Winograd's algorithm where that is faster.
+    """Is `jax.lax.conv_general_dilated`, but on a CPU, where that is faster, by other means.
 
     There the derivative exists in reverse mode alone.
     """
@@ -23,12 +25,14 @@ def conv_general_dilated(
     def plain(lhs, rhs):
         return lax.conv_general_dilated(lhs, rhs, window_strides, padding, **options)
 
-    if _winograd_suits(lhs, rhs, window_strides, padding, **options):
-        return lax.platform_dependent(lhs, rhs, cpu=winograd.convolve, default=plain)
-    return plain(lhs, rhs)
+    if not _is_3x3(lhs, rhs, window_strides, padding, **options) or rhs.shape[2] < LEAST_INPUTS:
+        return plain(lhs, rhs)
+    tiles = all(side % winograd.TILE == 0 for side in lhs.shape[1:3]) and lhs.dtype == jnp.float32
+    suits = tiles and rhs.shape[2] * rhs.shape[3] >= LEAST_CHANNELS
+    return lax.platform_dependent(lhs, rhs, cpu=(winograd if suits else direct).convolve, default=plain)
 
 
-def _winograd_suits(
+def _is_3x3(
     lhs,
     rhs,
     window_strides,
@@ -42,7 +46,7 @@ def _winograd_suits(
     precision=None,
     preferred_element_type=None,
 ) -> bool:
-    """Whether it is a plain float32 convolution, 3x3 to the same size, whose channels are many and last."""
+    """Whether it is a plain convolution of 3x3 to the same size, whose channels are last."""
     if lhs.ndim != 4 or rhs.shape[:2] != (3, 3) or padding != "SAME":
         return False
     numbers = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
@@ -52,7 +56,5 @@ def _winograd_suits(
         numbers == channels_last
         and all(step == 1 for step in steps)
         and (feature_group_count, batch_group_count, precision) == (1, 1, None)
-        and lhs.dtype == rhs.dtype == (preferred_element_type or lhs.dtype) == jnp.float32
-        and all(side % winograd.TILE == 0 for side in lhs.shape[1:3])
-        and rhs.shape[2] * rhs.shape[3] >= LEAST_CHANNELS
+        and lhs.dtype == rhs.dtype == (preferred_element_type or lhs.dtype)
     )

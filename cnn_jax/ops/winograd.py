@@ -62,10 +62,10 @@ def _tiles(images: Float[Array, "batch height width channels"]) -> Float[Array, 
     """Returns the transformed 6x6 tiles, which overlap by two."""
     height, width = images.shape[1:3]
     padded = jnp.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    places = [(i, j) for i in range(TILE + 2) for j in range(TILE + 2)]
-    return _transform(
-        _INPUT, jnp.stack([padded[:, i : i + height - 3 : TILE, j : j + width - 3 : TILE] for i, j in places])
-    )
+    # Rows, then columns: twice 6 slices compile in less than half the time that 36 take.
+    rows = jnp.stack([padded[:, i : i + height - 3 : TILE] for i in range(TILE + 2)])
+    tiles = jnp.stack([rows[:, :, :, i : i + width - 3 : TILE] for i in range(TILE + 2)], 1)
+    return _transform(_INPUT, tiles)
 
 
 def _multiply(tiles, kernel, shape):

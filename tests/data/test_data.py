@@ -11,9 +11,10 @@ import pytest
 import tensorflow_datasets as tfds
 from conftest import stage
 from PIL import Image
+from sklearn.datasets import load_digits
 
 from cnn_jax import data
-from cnn_jax.data import cifar10
+from cnn_jax.data import cifar10, digits
 from cnn_jax.errors import UserError
 
 
@@ -21,6 +22,15 @@ def config(**changes):
     settings = stage("base").data
     settings.update(changes)
     return settings
+
+
+def test_digits_are_those_of_scikit_learn(monkeypatch):
+    expected = load_digits()
+    values, labels = digits._table()
+    np.testing.assert_array_equal(values, expected.data)
+    np.testing.assert_array_equal(labels, expected.target)
+    monkeypatch.setattr(digits.Path, "exists", lambda self: False)  # a version that keeps its file elsewhere
+    np.testing.assert_array_equal(digits._table()[0], expected.data)
 
 
 def test_digits():

@@ -1,4 +1,4 @@
-"""Winograd's convolution against XLA's, and where it is taken."""
+"""Winograd's convolution and the direct one against XLA's, and where each is taken."""
 
 from functools import partial
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from cnn_jax.ops import conv, winograd
+from cnn_jax.ops import conv, direct, winograd
 
 OPTIONS = {"dimension_numbers": ("NHWC", "HWIO", "NHWC")}
 
@@ -38,10 +38,11 @@ def assert_close(found, expected, tolerance=1e-5):
         assert jnp.linalg.norm(a - b) < tolerance * jnp.linalg.norm(b)
 
 
+@pytest.mark.parametrize("kind", [direct, winograd])
 @pytest.mark.parametrize("shape", [{}, {"batch": 1, "height": 4, "width": 4}, {"channels": 1, "features": 9}])
-def test_equals_xla_with_gradients(shape):
+def test_equals_xla_with_gradients(kind, shape):
     operands = arrays(**shape)
-    assert_close(both(winograd.convolve, *operands), both(plain, *operands))
+    assert_close(both(kind.convolve, *operands), both(plain, *operands))
 
 
 def test_the_rounding_is_that_of_float32():
@@ -51,37 +52,52 @@ def test_the_rounding_is_that_of_float32():
     assert_close([jax.jit(winograd.convolve)(images, kernel)], [exact.astype(jnp.float32)], 5e-6)
 
 
-def test_vmap_over_kernels_equals_a_loop():
+@pytest.mark.parametrize("kind", [direct, winograd])
+def test_vmap_over_kernels_equals_a_loop(kind):
     lanes = [arrays(seed=seed) for seed in (0, 1)]
-    many = jax.vmap(lambda *lane: both(winograd.convolve, *lane))(*(jnp.stack(parts) for parts in zip(*lanes)))
+    many = jax.vmap(lambda *lane: both(kind.convolve, *lane))(*(jnp.stack(parts) for parts in zip(*lanes)))
     for index, lane in enumerate(lanes):
         assert_close([part[index] for part in many], both(plain, *lane))
 
 
-def test_wide_convolutions_take_it_and_give_the_same():
-    operands = arrays(channels=32, features=64)
-    assert "custom_vjp" in str(jax.make_jaxpr(ours)(*operands[:2]))
+@pytest.mark.parametrize(
+    "kind, shape",
+    [
+        (winograd, {"channels": 32, "features": 64}),
+        (direct, {"channels": 32, "features": 32}),
+        (direct, {"channels": 32, "features": 64, "height": 6}),
+    ],
+)
+def test_which_is_taken(monkeypatch, kind, shape):
+    taken, operands = [], arrays(**shape)
+    monkeypatch.setattr(kind, "convolve", lambda *x, own=kind.convolve: taken.append(1) or own(*x))
     assert_close(both(ours, *operands), both(plain, *operands))
+    assert taken
+
+
+def test_half_precision_takes_the_direct_one():
+    operands = [operand.astype(jnp.bfloat16) for operand in arrays(channels=32, features=64)]
+    assert "custom_vjp" in str(jax.make_jaxpr(ours)(*operands[:2]))
+    found, expected = both(ours, *operands), both(plain, *operands)
+    assert [x.dtype for x in found] == [x.dtype for x in expected] == [jnp.bfloat16] * 3
+    assert_close(found, expected, 1e-2)
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        {"channels": 31},
-        {"height": 6},
+        {"channels": 3},
         {"window_strides": (2, 2)},
         {"padding": "VALID"},
         {"rhs_dilation": (2, 2)},
         {"precision": lax.Precision.HIGHEST},
-        {"dtype": jnp.bfloat16},
         {"dimension_numbers": ("NHWC", "HWIO", "NCHW")},
     ],
 )
 def test_all_else_is_left_to_xla(change):
-    sizes = {"channels": 32, "features": 64} | {k: v for k, v in change.items() if k in ("channels", "height")}
-    images, kernel, _ = (x.astype(change.get("dtype", jnp.float32)) for x in arrays(**sizes))
-    options = {"window_strides": (1, 1), "padding": "SAME", **OPTIONS}
-    options |= {key: value for key, value in change.items() if key not in ("channels", "height", "dtype")}
+    change = dict(change)
+    images, kernel, _ = arrays(channels=change.pop("channels", 32), features=64)
+    options = {"window_strides": (1, 1), "padding": "SAME", **OPTIONS} | change
     assert "custom_vjp" not in str(jax.make_jaxpr(lambda *x: conv.conv_general_dilated(*x, **options))(images, kernel))
     found = conv.conv_general_dilated(images, kernel, **options)
     np.testing.assert_array_equal(found, lax.conv_general_dilated(images, kernel, **options))
