@@ -51,6 +51,12 @@ def prepare() -> None:
         os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
 
+def processor() -> str:
+    """Returns the name of the processor, as far as the system tells."""
+    names = [line.partition(":")[2].strip() for line in _cpuinfo() if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
 def cache_folder() -> Path:
     """Where to keep what can be made anew: $CNN_JAX_CACHE, or cnn_jax in $XDG_CACHE_HOME or ~/.cache."""
     own = os.environ.get("CNN_JAX_CACHE")
@@ -116,9 +122,13 @@ def _flag_is_known() -> bool:
 
 def _machine() -> str:
     """A name for this kind of processor: a home folder may be shared by machines that cannot run each other's code."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = [platform.processor()]
+    lines = _cpuinfo() or [platform.processor()]
     kinds = sorted({line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))})
     return hashlib.blake2b("\n".join(kinds or lines).encode(), digest_size=6).hexdigest()
+
+
+def _cpuinfo() -> list[str]:
+    try:
+        return Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return []

@@ -24,6 +24,10 @@ import time
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+
+from cnn_jax import runtime  # noqa: E402 -- which is only asked: what it prepares must not reach the peers
+
 PEERS = HERE / "peers"
 CPU = {"ours": ("ours", "")} | {f"PyTorch {v}": ("torch_cnn", v) for v in ("channels-last", "default")}
 GPU = {f"ours {v}": ("ours", v) for v in ("float32", "bfloat16")} | {
@@ -161,19 +165,13 @@ def start_up(contenders: dict[str, tuple[str, str]], device: str, rounds: int) -
 
 def machine(device: str) -> dict:
     """Describes what was measured on."""
-    info = Path("/proc/cpuinfo")
-    models = (
-        [line.partition(": ")[2] for line in info.read_text().splitlines() if line.startswith("model name")]
-        if (info.exists())
-        else [platform.processor()]
-    )
     versions = {
         name: importlib.metadata.version(name)
         for name in ("jax", "jaxlib", "flax", "torch", "keras", "tensorflow")
         if importlib.util.find_spec(name)
     }
     return {
-        "processor": models[0],
+        "processor": runtime.processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "system": platform.platform(),

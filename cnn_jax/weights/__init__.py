@@ -6,6 +6,7 @@ weights are called there (`inception_resnet_v2.py`, `efficientnet_lite0.py`).
 
 import importlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import flax.traverse_util
@@ -42,7 +43,7 @@ def load(backbone: str, source: str, shapes: PyTree) -> PyTree:
       UserError: the file cannot be had or read, or is not of this network; it names the weight.
     """
     module = importlib.import_module(f"cnn_jax.weights.{backbone}")  # h5py is needed by some alone
-    path = module.published() if source == IMAGENET else source
+    path = module.published() if source == IMAGENET else Path(source).expanduser()
     return assign(module.read(path), shapes, str(path))
 
 
