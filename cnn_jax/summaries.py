@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -45,9 +46,7 @@ class TensorBoardWriter:
 
     def __init__(self, directory: Path, first_step: int):
         """Opens an event file; TensorBoard then hides what an earlier one holds after `first_step`."""
-        from tensorboardX import SummaryWriter
-
-        self._writer = SummaryWriter(str(directory), purge_step=first_step + 1 if first_step else None)
+        self._writer = _summary_writer()(str(directory), purge_step=first_step + 1 if first_step else None)
 
     def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
         """Writes named numbers."""
@@ -71,6 +70,19 @@ class TensorBoardWriter:
     def close(self) -> None:
         """Flushes and ends."""
         self._writer.close()
+
+
+def _summary_writer() -> type:
+    """Imports tensorboardX, but not PyTorch, which it would import where it is installed: two seconds for nothing."""
+    unused = "torch" not in sys.modules
+    if unused:
+        sys.modules["torch"] = None  # an import now fails as if it were not installed, and tensorboardX does without
+    try:
+        from tensorboardX import SummaryWriter
+    finally:
+        if unused:
+            del sys.modules["torch"]
+    return SummaryWriter
 
 
 def make_writer(kind: str, directory: Path, first_step: int) -> MetricWriter | None:
