@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import ROOT
-from runs import interrupt_at
+from whole_runs import interrupt_at
 
 from cnn_jax import config as config_lib
 from cnn_jax import data, lanes, rng

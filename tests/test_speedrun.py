@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import ROOT, stage
-from runs import assert_same_run, final_arrays, interrupt_at
+from whole_runs import assert_same_run, final_arrays, interrupt_at
 
 from cnn_jax import config as config_lib
 from cnn_jax import data, dispatch, exported

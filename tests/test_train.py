@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from runs import assert_same_run, final_arrays, interrupt_at, kill_and_repeat, records
+from whole_runs import assert_same_run, final_arrays, interrupt_at, kill_and_repeat, records
 
 from cnn_jax import data, dispatch
 from cnn_jax.errors import UserError

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 from conftest import ROOT
-from runs import assert_same_run, final_arrays, interrupt_at, kill_and_repeat
+from whole_runs import assert_same_run, final_arrays, interrupt_at, kill_and_repeat
 
 from cnn_jax import config as config_lib
 from cnn_jax import data, features, trainer, weights
