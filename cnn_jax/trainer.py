@@ -14,7 +14,7 @@ from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
 from cnn_jax import config as config_lib
-from cnn_jax import data, lanes, models, rng, runtime, step, weights
+from cnn_jax import data, heap, lanes, models, rng, step, weights
 from cnn_jax.checkpoint import FINGERPRINT
 from cnn_jax.errors import UserError
 from cnn_jax.evaluation import make_evaluator
@@ -221,7 +221,7 @@ class Trainer:
         values = jax.device_get(self._summarise(metrics))
         if program not in self._ran:
             self._ran.add(program)
-            runtime.retire_holes()
+            heap.retire_holes()
         values = {name: values[name] for name in (*NAMES, *sorted(values.keys() - NAMES))}
         return lanes.spread(values) if self._lanes else {name: float(value) for name, value in values.items()}
 

@@ -1,6 +1,5 @@
 """What is set before JAX starts: it speeds things up, and never overrides the user."""
 
-import ctypes
 import json
 import os
 import subprocess
@@ -20,21 +19,6 @@ runtime.prepare()
 import jax, jax.numpy as jnp
 jax.jit(lambda x: jnp.sin(x) @ x)(jnp.ones((8, 8)))
 print(json.dumps([os.environ.get("XLA_FLAGS", ""), jax.config.jax_compilation_cache_dir, len(jax.devices())]))
-"""
-
-
-HOLES = """
-import ctypes
-from cnn_jax import runtime
-runtime.prepare()
-libc = ctypes.CDLL(None)
-libc.malloc.argtypes, libc.malloc.restype, libc.free.argtypes = [ctypes.c_size_t], ctypes.c_void_p, [ctypes.c_void_p]
-blocks = [libc.malloc(4000 + 96 * index) for index in range(2000)]
-for block in blocks[::2]:
-    libc.free(block)
-holes = [sum(count for _, count in runtime._free_lists(libc))]
-runtime.retire_holes()
-print(*holes, sum(count for _, count in runtime._free_lists(libc)))
 """
 
 
@@ -73,16 +57,6 @@ def test_what_the_user_set_stays(tmp_path):
 def test_an_unusable_cache_folder_stops_nothing(tmp_path):
     (tmp_path / "xdg").write_text("a file")
     assert prepared(tmp_path)[1] is None
-
-
-@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_info"), reason="not glibc")
-@pytest.mark.parametrize("environment, retired", [({}, True), ({"MALLOC_ARENA_MAX": "1"}, False)])
-def test_holes_of_the_heap_are_retired_unless_the_user_set_malloc(environment, retired):
-    clean = {key: value for key, value in os.environ.items() if not key.startswith(("MALLOC_", "GLIBC_"))}
-    done = subprocess.run([sys.executable, "-c", HOLES], env=clean | environment, capture_output=True, text=True)
-    before, after = map(int, done.stdout.split())
-    assert before > 800 and done.stderr == ""
-    assert after < 50 if retired else after == before
 
 
 def test_where_the_cache_folder_is(monkeypatch):
