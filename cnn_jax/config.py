@@ -161,6 +161,7 @@ MODEL_RULES = {
         "bn_momentum": _number(0, 1),
         "bn_epsilon": _number(0),
         "dropout": _tuple(_number(0, 1)),
+        "winograd": _FLAG,
         "trainable": _PATTERN,
     },
 }

@@ -1,7 +1,7 @@
 """The train step and the evaluation step: pure functions of arrays.
 
 `train_step(state, batch, key) -> (state, metrics)` runs as it is under `jax.jit` on one device or with sharded
-arguments, under `jax.pmap` or `shard_map` with an axis name, and under `jax.vmap` over (state, batch, key).
+arguments, under `jax.pmap` with an axis name, and under `jax.vmap` over (state, batch, key).
 """
 
 import contextlib

@@ -31,7 +31,7 @@ def build(config: Any, num_classes: int, dtype: str = "float32", axis_name: str 
       config: `name` (see `MODELS`) and the fields of that network, valid by `cnn_jax.config.validate`.
       num_classes: number of logits.
       dtype: what the layers compute in, "float32" or "bfloat16"; parameters and statistics stay float32.
-      axis_name: the axis of `jax.pmap` or `shard_map` over which batch statistics are averaged.
+      axis_name: the axis of `jax.pmap` over which batch statistics are averaged.
     """
     fields = {key: value for key, value in dict(config).items() if key not in _OF_TRAINING}
     network = MODELS[fields.pop("name")]

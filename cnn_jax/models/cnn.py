@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from cnn_jax.errors import UserError
-from cnn_jax.ops.conv import conv_general_dilated
+from cnn_jax.models.layers import BatchNorm, Conv3x3
 from cnn_jax.ops.pool import max_pool
 
 
@@ -26,6 +26,7 @@ class CNN(nn.Module):
       bn_momentum: how much of the running statistics a step keeps.
       bn_epsilon: added to the variance.
       dropout: rate after each block, then after each hidden layer; empty for none.
+      winograd: on a CPU, convolve by Winograd's algorithm where it is faster; see `cnn_jax.ops.conv.convolve_3x3`.
       dtype: what the layers compute in; parameters, statistics and logits are float32.
       axis_name: mapped axis over which batch statistics are averaged, under `jax.pmap`.
     """
@@ -38,6 +39,7 @@ class CNN(nn.Module):
     bn_momentum: float = 0.99
     bn_epsilon: float = 1e-3
     dropout: tuple[float, ...] = ()
+    winograd: bool = True
     dtype: Any = jnp.float32
     axis_name: str | None = None
 
@@ -58,15 +60,7 @@ class CNN(nn.Module):
         for block, width in enumerate(self.widths, 1):
             for conv in range(1, self.convs_per_block + 1):
                 name = f"conv{block}_{conv}"
-                layer = nn.Conv(
-                    width,
-                    (3, 3),
-                    dtype=self.dtype,
-                    # Its gain is in the gradients; at test time it would only take longer to compile.
-                    conv_general_dilated=conv_general_dilated if train else None,
-                    kernel_init=nn.initializers.glorot_uniform(),
-                    name=name,
-                )
+                layer = Conv3x3(width, self.dtype, nn.initializers.glorot_uniform(), self.winograd, name=name)
                 x = self._activate(layer(x), name, train)
             x = max_pool(x)
             x = nn.Dropout(next(rates))(x, deterministic=not train)
@@ -101,7 +95,7 @@ class CNN(nn.Module):
             dead = (x == 0).all(axis=tuple(range(x.ndim - 1)))
             self.sow("diagnostics", f"dead_{layer}", dead.astype(jnp.float32).mean())
         if self.batch_norm:
-            x = nn.BatchNorm(
+            x = BatchNorm(
                 momentum=self.bn_momentum,
                 epsilon=self.bn_epsilon,
                 dtype=self.dtype,

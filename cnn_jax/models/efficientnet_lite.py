@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from cnn_jax.errors import UserError
+from cnn_jax.models.layers import BatchNorm
 from cnn_jax.ops.depthwise import depthwise
 
 # (blocks, kernel size, stride of the first, expansion, channels), in order.
@@ -144,6 +145,6 @@ class ConvBN(nn.Module):
             kernel_init=nn.initializers.variance_scaling(2.0, fan, "normal"),
             name="conv",
         )(x)
-        batch_norm = nn.BatchNorm(momentum=0.99, epsilon=1e-3, dtype=self.dtype, axis_name=self.axis_name, name="bn")
+        batch_norm = BatchNorm(momentum=0.99, epsilon=1e-3, dtype=self.dtype, axis_name=self.axis_name, name="bn")
         x = batch_norm(x, use_running_average=not train)
         return nn.relu6(x) if self.relu6 else x

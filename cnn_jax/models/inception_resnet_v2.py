@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from cnn_jax.errors import UserError
+from cnn_jax.models.layers import BatchNorm
 
 SMALLEST = 75  # pixels: the last reduction still has its 3x3
 
@@ -129,7 +130,7 @@ class ConvBN(nn.Module):
             kernel_init=nn.initializers.glorot_uniform(),
             name="conv",
         )(x)
-        x = nn.BatchNorm(
+        x = BatchNorm(
             momentum=0.99,
             epsilon=1e-3,
             use_scale=False,

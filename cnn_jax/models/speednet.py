@@ -13,6 +13,7 @@ from jax import lax
 from jaxtyping import Array, Float, PyTree
 
 from cnn_jax.errors import UserError
+from cnn_jax.models.layers import BatchNorm
 from cnn_jax.ops.pool import max_pool
 
 ACTIVATIONS = {"gelu": nn.gelu, "silu": nn.silu, "relu": nn.relu}
@@ -96,8 +97,8 @@ class SpeedNet(nn.Module):
             name=name,
         )
 
-    def _norm(self, name: str) -> nn.BatchNorm:
-        return nn.BatchNorm(
+    def _norm(self, name: str) -> BatchNorm:
+        return BatchNorm(
             momentum=self.bn_momentum,
             epsilon=self.bn_epsilon,
             use_scale=False,

@@ -24,7 +24,7 @@ def plain(images, kernel):
 
 
 def ours(images, kernel):
-    return conv.conv_general_dilated(images, kernel, (1, 1), "SAME", **OPTIONS)
+    return conv.convolve_3x3(images, kernel)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -83,24 +83,16 @@ def test_half_precision_takes_the_direct_one():
     assert_close(found, expected, 1e-2)
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"channels": 3},
-        {"window_strides": (2, 2)},
-        {"padding": "VALID"},
-        {"rhs_dilation": (2, 2)},
-        {"precision": lax.Precision.HIGHEST},
-        {"dimension_numbers": ("NHWC", "HWIO", "NCHW")},
-    ],
-)
-def test_all_else_is_left_to_xla(change):
-    change = dict(change)
-    images, kernel, _ = arrays(channels=change.pop("channels", 32), features=64)
-    options = {"window_strides": (1, 1), "padding": "SAME", **OPTIONS} | change
-    assert "custom_vjp" not in str(jax.make_jaxpr(lambda *x: conv.conv_general_dilated(*x, **options))(images, kernel))
-    found = conv.conv_general_dilated(images, kernel, **options)
-    np.testing.assert_array_equal(found, lax.conv_general_dilated(images, kernel, **options))
+def test_few_channels_are_left_to_xla():
+    images, kernel, _ = arrays(channels=3, features=64)
+    assert "custom_vjp" not in str(jax.make_jaxpr(ours)(images, kernel))
+    np.testing.assert_array_equal(ours(images, kernel), plain(images, kernel))
+
+
+def test_winograd_can_be_switched_off(monkeypatch):
+    images, kernel, _ = arrays(channels=32, features=64)
+    monkeypatch.setattr(winograd, "convolve", None)
+    np.testing.assert_array_equal(conv.convolve_3x3(images, kernel, fast=False), plain(images, kernel))
 
 
 def test_exports_for_cpu_and_gpu_with_a_symbolic_batch():

@@ -1,0 +1,55 @@
+"""Layers whose parameters, statistics and results are Flax's, with operations that are fast on a CPU too."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from cnn_jax.ops.batch_norm import batch_norm
+from cnn_jax.ops.conv import convolve_3x3
+from cnn_jax.ops.sums import add_bias
+
+
+class Conv3x3(nn.Module):
+    """`nn.Conv(features, (3, 3))`: stride 1, zero-padded to the same size, with a bias.
+
+    Attributes:
+      features: output channels.
+      dtype: what it computes in; the parameters are float32.
+      kernel_init: draws the kernel, `[3, 3, channels, features]`.
+      winograd: on a CPU, use Winograd's algorithm where it is faster; see `cnn_jax.ops.conv.convolve_3x3`.
+    """
+
+    features: int
+    dtype: Any = jnp.float32
+    kernel_init: Any = nn.initializers.lecun_normal()
+    winograd: bool = True
+
+    @nn.compact
+    def __call__(self, images: Float[Array, "batch height width channels"]) -> Float[Array, "batch h w features"]:
+        """Returns the convolution, in `dtype`."""
+        kernel = self.param("kernel", self.kernel_init, (3, 3, images.shape[-1], self.features))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        images, kernel, bias = (value.astype(self.dtype) for value in (images, kernel, bias))
+        return add_bias(convolve_3x3(images, kernel, self.winograd), bias)
+
+
+class BatchNorm(nn.BatchNorm):
+    """`nn.BatchNorm` over the last axis; see `cnn_jax.ops.batch_norm` for what is computed when it trains."""
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*axes channels"], use_running_average: bool | None = None) -> Array:
+        """Returns `x`, normalised by the running statistics, or by those of the batch, which then update the former."""
+        use_running_average = nn.merge_param("use_running_average", self.use_running_average, use_running_average)
+        if use_running_average or self.is_initializing() or self.axis_name is not None:
+            return super().__call__(x, use_running_average=use_running_average)
+        channels = x.shape[-1]
+        mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,))
+        variance = self.variable("batch_stats", "var", jnp.ones, (channels,))
+        scale = self.param("scale", self.scale_init, (channels,)) if self.use_scale else jnp.ones(channels)
+        bias = self.param("bias", self.bias_init, (channels,)) if self.use_bias else jnp.zeros(channels)
+        y, batch_mean, batch_variance = batch_norm(x, scale, bias, self.epsilon)
+        mean.value = self.momentum * mean.value + (1 - self.momentum) * batch_mean
+        variance.value = self.momentum * variance.value + (1 - self.momentum) * batch_variance
+        return y.astype(self.dtype or x.dtype)
