@@ -23,16 +23,21 @@ from cnn_jax import config as config_lib
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def user_environment(cache: Path, **changes: str) -> dict[str, str]:
-    """The environment of a user who has set nothing but `changes`, on a CPU; `cache` is the folder of caches."""
-    of_tests = ("XLA_", "JAX_", "CNN_JAX_", "XDG_", "MALLOC_")
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(of_tests)}
-    return clean | {"JAX_PLATFORMS": "cpu", "XDG_CACHE_HOME": str(cache)} | changes
-
-
 def stage(name: str):
     """The configuration of a stage."""
     return config_lib.load(ROOT / "configs" / f"{name}.py")
+
+
+@pytest.fixture(scope="session")
+def user_environment(tmp_path_factory):
+    """Makes the environment of a user with a CPU who has set nothing but `changes`, and whose caches are empty."""
+    of_tests = ("XLA_", "JAX_", "CNN_JAX_", "XDG_", "MALLOC_")
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(of_tests)}
+
+    def make(**changes: str) -> dict[str, str]:
+        return clean | {"JAX_PLATFORMS": "cpu", "XDG_CACHE_HOME": str(tmp_path_factory.mktemp("xdg"))} | changes
+
+    return make
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
-from conftest import user_environment
 
 from cnn_jax import runtime
 
@@ -24,39 +23,44 @@ print(json.dumps([os.environ.get("XLA_FLAGS", ""), jax.config.jax_compilation_ca
 """
 
 
-def prepared(tmp_path, warning="", **environment):
+@pytest.fixture
+def prepared(tmp_path, user_environment):
     """Returns (XLA_FLAGS, folder of the compilation cache, devices) of a process that has prepared and computed."""
-    environment = user_environment(tmp_path / "xdg", **environment)
-    done = subprocess.run([sys.executable, "-c", ASK], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0 and done.stderr == warning
-    return json.loads(done.stdout)
+
+    def run(warning="", **changes):
+        environment = user_environment(XDG_CACHE_HOME=str(tmp_path / "xdg"), **changes)
+        done = subprocess.run([sys.executable, "-c", ASK], env=environment, capture_output=True, text=True)
+        assert done.returncode == 0 and done.stderr == warning
+        return json.loads(done.stdout)
+
+    return run
 
 
-def test_flags_combine_with_those_of_the_user(tmp_path):
-    flags, folder, devices = prepared(tmp_path, XLA_FLAGS="--xla_force_host_platform_device_count=3")
+def test_flags_combine_with_those_of_the_user(tmp_path, prepared):
+    flags, folder, devices = prepared(XLA_FLAGS="--xla_force_host_platform_device_count=3")
     assert devices == 3
     assert flags == f"--xla_force_host_platform_device_count=3 {OURS}"
     assert folder.startswith(str(tmp_path / "xdg" / "cnn_jax" / "programs"))
     assert os.path.isdir(folder)
 
 
-def test_flags_combine_with_those_of_a_file(tmp_path):
+def test_flags_combine_with_those_of_a_file(tmp_path, prepared):
     file = tmp_path / "flags"
     file.write_text("--xla_force_host_platform_device_count=3\n")
-    flags, _, devices = prepared(tmp_path, XLA_FLAGS=str(file))
+    flags, _, devices = prepared(XLA_FLAGS=str(file))
     assert devices == 3 and flags == f"--xla_force_host_platform_device_count=3 {OURS}"
 
 
-def test_what_the_user_set_stays(tmp_path):
+def test_what_the_user_set_stays(tmp_path, prepared):
     given = f"{FLAG}=-individual_dot,-reduce"
     own = str(tmp_path / "own")
-    assert prepared(tmp_path, XLA_FLAGS=given, JAX_COMPILATION_CACHE_DIR=own)[:2] == [given, own]
+    assert prepared(XLA_FLAGS=given, JAX_COMPILATION_CACHE_DIR=own)[:2] == [given, own]
     assert not (tmp_path / "xdg").exists()
 
 
-def test_a_flag_that_allows_wrong_numbers_stays_with_a_warning(tmp_path):
+def test_a_flag_that_allows_wrong_numbers_stays_with_a_warning(prepared):
     warning = f"XLA_FLAGS allows YNNPACK reductions: some programs then compute silently wrong numbers; set {OURS}.\n"
-    assert prepared(tmp_path, warning, XLA_FLAGS=f"{FLAG}=-individual_dot")[0] == f"{FLAG}=-individual_dot"
+    assert prepared(warning, XLA_FLAGS=f"{FLAG}=-individual_dot")[0] == f"{FLAG}=-individual_dot"
 
 
 @pytest.mark.parametrize(
@@ -78,9 +82,9 @@ def test_which_values_allow_wrong_numbers(value, allowed):
     assert runtime._allows_reductions(value) == allowed
 
 
-def test_an_unusable_cache_folder_stops_nothing(tmp_path):
+def test_an_unusable_cache_folder_stops_nothing(tmp_path, prepared):
     (tmp_path / "xdg").write_text("a file")
-    assert prepared(tmp_path)[1] is None
+    assert prepared()[1] is None
 
 
 def test_where_the_cache_folder_is(monkeypatch):
