@@ -1,38 +1,52 @@
-"""What must be set before JAX starts, in one place: compiler flags, memory, and where compiled programs are kept.
+"""Process setup that must precede the import of JAX: XLA flags, memory, and the cache of compiled programs.
 
-It imports no JAX, so that a command can call `prepare` first of all. What the user has set stays as it is.
+This module imports no JAX, so that commands can call `prepare` first. The user's own settings take precedence.
 """
 
 import hashlib
 import os
 import platform
+import re
+import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
 
 from cnn_jax import heap
 
-# By default XLA gives convolutions on a CPU to YNNPACK, whose gradients with respect to kernels are slow; without it
-# they go to Eigen. An unknown flag ends the process, so it is set only where it has been tried: jaxlib 0.10 to 0.12.
-# "-individual_dot" too would be faster at batch 32, but then a run that was stopped ends with other numbers.
-_CPU_FLAG, _CPU_VALUE = "--xla_cpu_experimental_ynn_fusion_type", "-individual_convolution"
-_CPU_FLAG_VERSIONS = ((0, 10), (0, 12))
+# Which operations XLA:CPU hands to YNNPACK: a list of types, or changes to the default list. Removed from it are
+# - individual_convolution: YNNPACK's gradients with respect to kernels are slow, Eigen's are not;
+# - reduce: fused with what they sum, reductions can silently give wrong numbers. Source: github.com/jax-ml/jax/issues/
+#   39103, and tests/test_reductions.py, whose programs are wrong with the default list (jaxlib 0.10.2, 0.12.0.1).
+# individual_dot stays: small batches are faster without it, but a resumed run would end with other numbers.
+_FLAG, _VALUE = "--xla_cpu_experimental_ynn_fusion_type", "-individual_convolution,-reduce"
+_DEFAULT_TYPES = {"individual_dot", "individual_convolution", "reduce"}
+_WITH_REDUCTIONS = {"reduce", "dot", "eltwise"}  # the latter two also fuse the reductions that follow them
+_KNOWN = ((0, 10), (0, 12))  # versions of jaxlib that have the flag, on every platform
 
 
 def prepare() -> None:
     """Sets up compiler, memory and compilation cache; does nothing once JAX has been imported.
 
-    - `XLA_FLAGS` gets what makes convolutions faster on a CPU, unless it says something of it already.
-    - Freed memory is kept for the next step, unless the environment says something of glibc's malloc already.
-    - Programs that take a tenth of a second to compile are kept in `cache_folder() / "programs"`, unless
-      `JAX_COMPILATION_CACHE_DIR` names another folder, or `JAX_ENABLE_COMPILATION_CACHE=false` wants none, or the
-      folder cannot be made.
+    - `XLA_FLAGS` gets the flag that keeps CPU reductions correct and convolutions fast, unless it has that flag
+      already; a line on stderr warns if its value allows wrong reductions.
+    - Freed memory is kept for the next step, unless the environment configures glibc's malloc.
+    - Programs that take more than a tenth of a second to compile are cached in `cache_folder() / "programs"`, unless
+      `JAX_COMPILATION_CACHE_DIR` names another folder, `JAX_ENABLE_COMPILATION_CACHE=false` disables the cache, or the
+      folder cannot be created.
     """
-    if "jax" in sys.modules:  # which has read its environment; the page is run again and again in one process
+    if "jax" in sys.modules:  # it has read its environment; the web page runs again and again in one process
         return
-    given = os.environ.get("XLA_FLAGS", "")
-    if _CPU_FLAG not in given and _flag_is_known():
-        os.environ["XLA_FLAGS"] = f"{given} {_CPU_FLAG}={_CPU_VALUE}".strip()
+    given = _given_flags()
+    values = re.findall(rf"{_FLAG}=[\"']?([\w,+-]*)", given)
+    if not values and _flag_is_known():
+        os.environ["XLA_FLAGS"] = f"{given} {_FLAG}={_VALUE}".strip()
+    elif values and _allows_reductions(values[-1]):  # of several, XLA takes the last
+        print(
+            f"XLA_FLAGS allows YNNPACK reductions: some programs then compute silently wrong numbers; set "
+            f"{_FLAG}={_VALUE}.",
+            file=sys.stderr,
+        )
     if not any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ):
         heap.keep_freed_memory()
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
@@ -46,30 +60,55 @@ def prepare() -> None:
 
 
 def processor() -> str:
-    """Returns the name of the processor, as far as the system tells."""
+    """Returns the name of the processor, as far as the system reports it."""
     names = [line.partition(":")[2].strip() for line in _cpuinfo() if line.startswith("model name")]
     return names[0] if names else platform.processor()
 
 
 def cache_folder() -> Path:
-    """Where to keep what can be made anew: $CNN_JAX_CACHE, or cnn_jax in $XDG_CACHE_HOME or ~/.cache."""
+    """Returns the folder for what can be regenerated: $CNN_JAX_CACHE, or cnn_jax in $XDG_CACHE_HOME or ~/.cache."""
     own = os.environ.get("CNN_JAX_CACHE")
     if own:
         return Path(own).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "cnn_jax"
 
 
+def _given_flags() -> str:
+    """Returns the user's XLA flags: `XLA_FLAGS`, or the content of the file that it names if it has no dash."""
+    given = os.environ.get("XLA_FLAGS", "").strip()
+    if not given or given.startswith("-"):
+        return given
+    try:
+        return Path(given).read_text().strip()
+    except OSError:  # of which XLA will complain
+        return given
+
+
+def _allows_reductions(value: str) -> bool:
+    """Whether YNNPACK may execute reductions with this value of the flag, of which XLA ignores the case."""
+    names = set(filter(None, value.lower().split(",")))
+    if not any(name[0] in "+-" for name in names):  # a list in place of the default one
+        return bool(names & _WITH_REDUCTIONS)
+    added, removed = ({name[1:] for name in names if name[0] == sign} for sign in "+-")
+    return bool(((_DEFAULT_TYPES | added) - removed) & _WITH_REDUCTIONS)
+
+
 def _flag_is_known() -> bool:
+    """Whether jaxlib has the flag: XLA ends the process at one that it does not know."""
     try:
         version = tuple(int(part) for part in metadata.version("jaxlib").split(".")[:2])
     except (metadata.PackageNotFoundError, ValueError):
-        return False
-    tried = (sys.platform, platform.machine()) == ("linux", "x86_64")
-    return tried and _CPU_FLAG_VERSIONS[0] <= version <= _CPU_FLAG_VERSIONS[1]
+        version = ()
+    if _KNOWN[0] <= version <= _KNOWN[1]:
+        return True
+    # Tried in a process of its own. It takes about a second: once a version has been tested, extend _KNOWN.
+    trial = [sys.executable, "-c", "import jax; jax.devices()"]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"{_FLAG}={_VALUE}"}
+    return subprocess.run(trial, env=environment, capture_output=True).returncode == 0
 
 
 def _machine() -> str:
-    """A name for this kind of processor: a home folder may be shared by machines that cannot run each other's code."""
+    """Returns a name for this kind of processor: machines that cannot run each other's code may share a home folder."""
     lines = _cpuinfo() or [platform.processor()]
     kinds = sorted({line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))})
     return hashlib.blake2b("\n".join(kinds or lines).encode(), digest_size=6).hexdigest()

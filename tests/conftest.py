@@ -28,6 +28,18 @@ def stage(name: str):
     return config_lib.load(ROOT / "configs" / f"{name}.py")
 
 
+@pytest.fixture(scope="session")
+def user_environment(tmp_path_factory):
+    """Makes the environment of a user with a CPU who has set nothing but `changes`, and whose caches are empty."""
+    of_tests = ("XLA_", "JAX_", "CNN_JAX_", "XDG_", "MALLOC_")
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(of_tests)}
+
+    def make(**changes: str) -> dict[str, str]:
+        return clean | {"JAX_PLATFORMS": "cpu", "XDG_CACHE_HOME": str(tmp_path_factory.mktemp("xdg"))} | changes
+
+    return make
+
+
 @pytest.fixture
 def small_config():
     """A run of seconds: see tests/small_config.py."""
