@@ -141,13 +141,10 @@ def test_a_resumed_run_says_what_differs(tmp_path, small_config, monkeypatch, ca
     segments = provenance.read(tmp_path)
     segments[0]["provenance"]["versions"]["jax"] = "0.9.0"
     (tmp_path / "provenance.json").write_text(json.dumps(segments))
-    interrupt_at(monkeypatch, 18)
-    train(small_config, str(tmp_path))
+    assert train(small_config, str(tmp_path)) == 0
     version = provenance.collect()["versions"]["jax"]
     line = f"Resuming with jax {version} (was 0.9.0): the remaining steps may not be bit-identical to those of an"
     assert line in capsys.readouterr().err
-    assert train(small_config, str(tmp_path)) == 0  # under the same conditions
-    assert "Resuming" not in capsys.readouterr().err
     assert [s["from_step"] for s in provenance.read(tmp_path)] == [0, 10]
     monkeypatch.setattr(provenance, "collect", None)  # nothing is left to compute
     assert train(small_config, str(tmp_path)) == 0
