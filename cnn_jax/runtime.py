@@ -24,6 +24,9 @@ _DEFAULT_TYPES = {"individual_dot", "individual_convolution", "reduce"}
 _WITH_REDUCTIONS = {"reduce", "dot", "eltwise"}  # the latter two also fuse the reductions that follow them
 _KNOWN = ((0, 10), (0, 12))  # versions of jaxlib that have the flag, on every platform
 
+# How /proc/cpuinfo names vector instructions on x86 and on ARM.
+_VECTOR_EXTENSIONS = ("sse", "ssse", "avx", "fma", "f16c", "amx", "asimd", "sve")
+
 
 def prepare() -> None:
     """Sets up compiler, memory and compilation cache; does nothing once JAX has been imported.
@@ -63,6 +66,15 @@ def processor() -> str:
     """Returns the name of the processor, as far as the system reports it."""
     names = [line.partition(":")[2].strip() for line in _cpuinfo() if line.startswith("model name")]
     return names[0] if names else platform.processor()
+
+
+def vector_extensions() -> str:
+    """Returns the vector instructions of the processor, for which XLA compiles; empty where the system names none.
+
+    Cloud machines with different ones may give their processors the same name.
+    """
+    line = next((line for line in _cpuinfo() if line.startswith(("flags", "Features"))), "")
+    return " ".join(sorted(name for name in line.partition(":")[2].split() if name.startswith(_VECTOR_EXTENSIONS)))
 
 
 def cache_folder() -> Path:

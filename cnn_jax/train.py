@@ -12,8 +12,8 @@ import jax
 from ml_collections import ConfigDict
 
 from cnn_jax import config as config_lib
-from cnn_jax import data, step
-from cnn_jax.checkpoint import Checkpoints
+from cnn_jax import data, provenance, step
+from cnn_jax.checkpoint import FINGERPRINT, Checkpoints
 from cnn_jax.errors import UserError
 from cnn_jax.features import Stopped
 from cnn_jax.interrupt import Interrupt
@@ -79,11 +79,13 @@ class _Run:
             self._describe(state)
         elif start < total:
             self.progress.say(f"Going on from step {start:,} of {total:,}.")
+        if start < total or not self._earlier_test():
+            self._record_provenance(start)
         try:
             now, state = self._loop(start, state)
             if now == total:
                 self.progress.stop()
-                scores = self._score_test(state)
+                scores = self._earlier_test() or self._score_test(state)
                 if start < total:
                     _report_times(self.watch, self.trainer, start, self.folder)
                 _show_test(self.trainer, self.folder, scores)
@@ -160,12 +162,24 @@ class _Run:
         self.progress.say(f"{table}\n{trainer.dataset.describe()}")
         self.summaries.describe(config_lib.flatten(trainer.metadata["config"]), {"model": f"```\n{table}\n```"})
 
-    def _score_test(self, state: step.TrainState) -> dict[str, Any]:
-        """Scores the last state on the test split, unless an earlier process did."""
+    def _record_provenance(self, start: int) -> None:
+        """Records the provenance of this process, and reports where that of the steps before it differs."""
+        current = provenance.collect(self.trainer.layout, self.trainer.metadata[FINGERPRINT])
+        differing = provenance.record(self.folder, start, current)
+        if differing:
+            self.progress.say(
+                f"Resuming with {provenance.describe(differing)}: the remaining steps may not be bit-identical to "
+                "those of an uninterrupted run."
+            )
+
+    def _earlier_test(self) -> dict[str, Any] | None:
+        """The scores on the test split, where an earlier process recorded them."""
         end = self.trainer.schedule.total_steps
-        earlier = [r for r in read_metrics(self.folder) if (r["step"], r["split"]) == (end, "test")]
-        if earlier:
-            return earlier[0]
+        return next((r for r in read_metrics(self.folder) if (r["step"], r["split"]) == (end, "test")), None)
+
+    def _score_test(self, state: step.TrainState) -> dict[str, Any]:
+        """Scores the last state on the test split."""
+        end = self.trainer.schedule.total_steps
         with self.watch.measure("prepare"):
             self.trainer.prepare(state.variables, end - 1, self._stop, ("test",))
         with self.watch.measure("test"):

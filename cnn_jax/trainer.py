@@ -14,7 +14,7 @@ from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
 from cnn_jax import config as config_lib
-from cnn_jax import data, heap, lanes, models, rng, step, weights
+from cnn_jax import data, dispatch, heap, lanes, models, rng, step, weights
 from cnn_jax.checkpoint import FINGERPRINT
 from cnn_jax.errors import UserError
 from cnn_jax.evaluation import make_evaluator
@@ -93,6 +93,12 @@ class Trainer:
     @property
     def _seeds(self) -> range:
         return range(self._config.seed, self._config.seed + self._config.seeds)
+
+    @property
+    def layout(self) -> dict[str, str | None]:
+        """How steps and seeds are dispatched on this kind of device; "seeds" is None for a single one."""
+        steps = "scan" if dispatch.scans_well() else "loop"
+        return {"steps": steps, "seeds": lanes.choose(self._lanes) if self._lanes else None}
 
     def phase(self, now: int) -> Phase:
         """The phase of the step that starts at `now`; the last one at the end."""

@@ -1,7 +1,5 @@
 """What the timing scripts share: a stage's trainer on random images, and a description of the machine."""
 
-import os
-import platform
 import sys
 from pathlib import Path
 from typing import Any
@@ -42,15 +40,6 @@ def trainer(stage: str, examples: int = 1024, **changes: Any):
 
 def machine() -> dict[str, Any]:
     """Returns what a number was measured on."""
-    import flax
-    import jax
+    from cnn_jax import provenance
 
-    return {
-        "device": jax.devices()[0].device_kind,
-        "devices": jax.local_device_count(),
-        "cpu": runtime.processor(),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "jax": jax.__version__,
-        "flax": flax.__version__,
-    }
+    return provenance.collect()

@@ -1,9 +1,9 @@
-"""Collects finished runs into a table: a row a stage, mean and standard deviation over seeds.
+"""Collects finished runs into a table: one row per stage, mean and 95 % confidence interval over n seeds.
 
     python scripts/results.py runs/*/ [--output=reports/NAME.json] [--note="what it was measured on"]
 
-Runs count as one row if they differ in their seed alone. Nothing is measured here: the numbers are the test records of
-each run's metrics.jsonl.
+Runs count as one row if they differ only in their seed. Nothing is measured here: the numbers are the test records of
+each run's metrics.jsonl. A row lists every commit that its runs were trained with.
 """
 
 import argparse
@@ -12,10 +12,13 @@ import statistics
 import sys
 from pathlib import Path
 
+from scipy import stats
+
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from cnn_jax import config as config_lib  # noqa: E402
+from cnn_jax import provenance  # noqa: E402
 from cnn_jax.metrics import NAMES  # noqa: E402
 from cnn_jax.summaries import read_metrics  # noqa: E402
 
@@ -40,8 +43,33 @@ def stage_of(config: dict) -> str:
     return "other"
 
 
+def interval(values: list[float]) -> list[float] | None:
+    """Returns the 95 % confidence interval of the mean by Student's t distribution; None for a single value."""
+    if len(values) == 1:
+        return None
+    # With the scale applied here, because SciPy's own is NaN where all values are equal.
+    low, high = stats.t.interval(0.95, len(values) - 1)
+    mean, error = statistics.fmean(values), float(stats.sem(values))
+    return [mean + float(low) * error, mean + float(high) * error]
+
+
+def origins(workdir: Path) -> list[dict]:
+    """Returns what a row tells of the provenance of a run; empty values for a run that recorded none."""
+    found = [segment["provenance"] for segment in provenance.read(workdir)] or [{}]
+    return [
+        {
+            "commit": each.get("commit"),
+            "dirty": each.get("dirty"),
+            "cnn_jax": each.get("versions", {}).get("cnn_jax"),
+            "jax": each.get("versions", {}).get("jax"),
+            "processor": each.get("processor"),
+        }
+        for each in found
+    ]
+
+
 def collect(workdirs: list[Path]) -> list[dict]:
-    """Returns a row for each group of runs that differ in their seed alone; unfinished runs are left out."""
+    """Returns one row per group of runs that differ only in their seed; unfinished runs are left out."""
     groups: dict[str, dict] = {}
     for workdir in workdirs:
         path = workdir / "config.json"
@@ -51,45 +79,55 @@ def collect(workdirs: list[Path]) -> list[dict]:
             continue
         held = json.loads(path.read_text())
         config = plain(held)
-        row = groups.setdefault(json.dumps(config, sort_keys=True), {"config": config, "seeds": [], "runs": []})
-        for lane in range(held.get("seeds", 1)):
-            seed = held["seed"] + lane
-            if seed not in row["seeds"]:
-                values = {name: each[lane] for name, each in tests[-1].get("lanes", {}).items()} or tests[-1]
-                row["seeds"].append(seed)
-                row["runs"].append({name: values[name] for name in NAMES})
+        new = {"config": config, "seeds": [], "runs": [], "provenance": []}
+        row = groups.setdefault(json.dumps(config, sort_keys=True), new)
+        seeds = {lane: held["seed"] + lane for lane in range(held.get("seeds", 1))}
+        seeds = {lane: seed for lane, seed in seeds.items() if seed not in row["seeds"]}
+        for lane, seed in seeds.items():
+            values = {name: each[lane] for name, each in tests[-1].get("lanes", {}).items()} or tests[-1]
+            row["seeds"].append(seed)
+            row["runs"].append({name: values[name] for name in NAMES})
+        if seeds:
+            row["provenance"] += [each for each in origins(workdir) if each not in row["provenance"]]
     for row in groups.values():
         config = row.pop("config")
         row |= {"stage": stage_of(config)} | {key: config[key] for key in TOLD if key in config}
-        row["mean"] = {name: statistics.fmean(run[name] for run in row["runs"]) for name in NAMES}
-        several = len(row["runs"]) > 1
-        row["std"] = {name: statistics.stdev(run[name] for run in row["runs"]) for name in NAMES} if several else None
+        columns = {name: [run[name] for run in row["runs"]] for name in NAMES}
+        row["n"] = len(row["runs"])
+        row["mean"] = {name: statistics.fmean(values) for name, values in columns.items()}
+        row["interval"] = {name: interval(values) for name, values in columns.items()}
     order = {name: index for index, name in enumerate((*STAGES, "other"))}
     return sorted(groups.values(), key=lambda row: (row["data.train_examples"], row["epochs"], order[row["stage"]]))
 
 
+def show_commit(origin: dict) -> str:
+    """Returns the commit, marked where files differed from it; without one, the version of the package."""
+    if origin["commit"]:
+        return origin["commit"][:7] + (" (dirty)" if origin["dirty"] else "")
+    return origin["cnn_jax"] or "not recorded"
+
+
 def table(rows: list[dict]) -> str:
     """Returns the rows as a Markdown table."""
-    lines = ["| stage | images | epochs | seeds | accuracy | loss | F1 | threshold precision / recall |"]
-    lines.append("|---|---|---|---|---|---|---|---|")
+    lines = ["| stage | images | epochs | n | accuracy [95 %] | loss | F1 | threshold precision / recall | commit |"]
+    lines.append("|---|---|---|---|---|---|---|---|---|")
     for row in rows:
-
-        def show(name, row=row):
-            spread = f" ± {row['std'][name]:.3f}" if row["std"] else ""
-            return f"{row['mean'][name]:.3f}{spread}"
-
+        mean = {name: f"{value:.3f}" for name, value in row["mean"].items()}
+        bounds = row["interval"]["accuracy"]
+        accuracy = mean["accuracy"] + (f" [{bounds[0]:.3f}, {bounds[1]:.3f}]" if bounds else "")
         images = f"{row['data.train_examples']:,}" if row["data.train_examples"] else "all"
         weights = row.get("model.weights", "imagenet")
         stage = row["stage"] if weights == "imagenet" else f"{row['stage']} ({weights} weights)"
         epochs = f"{row['epochs']} + {row['finetune.epochs']}" if row["finetune.epochs"] else row["epochs"]
-        cells = [stage, images, epochs, len(row["seeds"]), show("accuracy"), show("loss"), show("f1")]
-        cells.append(f"{show('threshold_precision')} / {show('threshold_recall')}")
+        cells = [stage, images, epochs, row["n"], accuracy, mean["loss"], mean["f1"]]
+        cells.append(f"{mean['threshold_precision']} / {mean['threshold_recall']}")
+        cells.append(", ".join(dict.fromkeys(map(show_commit, row["provenance"]))))
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines)
 
 
 def main() -> None:
-    """Prints the table, and writes the rows with every run where asked to."""
+    """Prints the table, and with --output writes the rows with the values of every seed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("workdirs", nargs="+", type=Path)
     parser.add_argument("--output", type=Path)

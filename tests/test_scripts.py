@@ -12,10 +12,22 @@ from conftest import ROOT, stage
 from jax import lax
 
 from cnn_jax import config as config_lib
+from cnn_jax import provenance
+from cnn_jax.errors import UserError
 
 
-def make_run(folder, name, seed, accuracy, lanes=None, **changes):
-    """A finished run of a stage, as far as its table is concerned."""
+def origin(commit="a" * 40, dirty=False):
+    """A provenance, as far as scripts read it."""
+    return {
+        "commit": commit,
+        "dirty": dirty,
+        "versions": {"cnn_jax": "0.1.0", "jax": "0.10.2", "optax": "0.2.5"},
+        "processor": "a processor",
+    }
+
+
+def make_run(folder, name, seed, accuracy, lanes=None, origins=None, **changes):
+    """A finished run of a stage, as far as scripts read it, with a segment of provenance per origin."""
     workdir = folder / f"{name}_{seed}"
     workdir.mkdir()
     config = stage(name)
@@ -26,7 +38,17 @@ def make_run(folder, name, seed, accuracy, lanes=None, **changes):
     if lanes:
         record["lanes"] = dict.fromkeys(("accuracy", *names), lanes)
     (workdir / "metrics.jsonl").write_text(json.dumps(record) + "\n")
+    (workdir / "times.json").write_text("{}")
+    for step, each in enumerate([origin()] if origins is None else origins):
+        provenance.record(workdir, step, each)
     return workdir
+
+
+def rows_of(folder, *runs):
+    """What results.py prints of these runs, and the rows that it writes."""
+    command = [sys.executable, "scripts/results.py", *map(str, runs), f"--output={folder / 'rows.json'}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    return done, json.loads((folder / "rows.json").read_text())["rows"]
 
 
 def test_results_average_over_seeds_and_over_nothing_else(tmp_path):
@@ -36,25 +58,103 @@ def test_results_average_over_seeds_and_over_nothing_else(tmp_path):
     runs[-1].mkdir()
     shutil.copytree(runs[0], tmp_path / "the_same_again")
     runs.append(tmp_path / "the_same_again")
-    command = [sys.executable, "scripts/results.py", *map(str, runs), f"--output={tmp_path / 'rows.json'}"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert "| augment | all | 10 | 3 | 0.600 ± 0.100 | 0.250 ± 0.000 |" in done.stdout
+    done, rows = rows_of(tmp_path, *runs)
+    # By a table of Student's t: 4.303 standard errors of 0.1 / sqrt(3).
+    assert "| augment | all | 10 | 3 | 0.600 [0.352, 0.848] | 0.250 | 0.250 | 0.250 / 0.250 | aaaaaaa |" in done.stdout
     assert "| basic | all | 50 | 1 | 0.300 | 0.250 |" in done.stdout
-    assert "| other | all | 50 | 1 | 0.400 |" in done.stdout
+    assert "| other | all | 50 | 1 | 0.400 | 0.250 |" in done.stdout
     assert "unfinished: not a finished run" in done.stderr
-    rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
-    assert {row["stage"]: row["seeds"] for row in rows} == {"augment": [0, 1, 2], "basic": [0], "other": [0]}
+    assert {row["stage"]: (row["seeds"], row["n"]) for row in rows} == {
+        "augment": ([0, 1, 2], 3),
+        "basic": ([0], 1),
+        "other": ([0], 1),
+    }
     assert rows[0]["mean"]["accuracy"] == pytest.approx(0.6)
+    assert rows[0]["interval"]["accuracy"] == pytest.approx([0.352, 0.848], abs=5e-4)
+    assert rows[0]["interval"]["loss"] == [0.25, 0.25]
+    assert rows[1]["interval"]["accuracy"] is None
+    assert [run["accuracy"] for run in rows[0]["runs"]] == pytest.approx([0.5, 0.6, 0.7])
 
 
 def test_a_run_of_several_seeds_counts_as_so_many(tmp_path):
     several = make_run(tmp_path, "augment", 0, 0.6, lanes=[0.5, 0.7], seeds=2)
     alone = make_run(tmp_path, "augment", 2, 0.9)
     random = make_run(tmp_path, "transfer_lite", 0, 0.2, **{"model.weights": "random"})
-    command = [sys.executable, "scripts/results.py", *map(str, (several, alone, random))]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert "| augment | all | 100 | 3 | 0.700 ± 0.200 |" in done.stdout
+    done, _ = rows_of(tmp_path, several, alone, random)
+    assert "| augment | all | 100 | 3 | 0.700 [0.203, 1.197] |" in done.stdout
     assert "| transfer_lite (random weights) | all | 10 | 1 | 0.200 |" in done.stdout
+
+
+def test_a_row_lists_every_commit_that_its_runs_were_trained_with(tmp_path):
+    changed, resumed = origin("b" * 40, dirty=True), origin("c" * 40)
+    runs = [
+        make_run(tmp_path, "augment", 0, 0.5),
+        make_run(tmp_path, "augment", 1, 0.5, origins=(changed, resumed)),
+        make_run(tmp_path, "augment", 2, 0.5, origins=(origin() | {"platform": "another"},)),
+        make_run(tmp_path, "basic", 0, 0.5, origins=(origin(commit=None, dirty=None),)),
+        make_run(tmp_path, "batchnorm", 0, 0.5, origins=()),
+    ]
+    done, rows = rows_of(tmp_path, *runs)
+    assert (
+        "| 3 | 0.500 [0.500, 0.500] | 0.250 | 0.250 | 0.250 / 0.250 | aaaaaaa, bbbbbbb (dirty), ccccccc |"
+        in done.stdout
+    )
+    assert "| basic | all | 50 | 1 | 0.500 | 0.250 | 0.250 | 0.250 / 0.250 | 0.1.0 |" in done.stdout
+    assert "| batchnorm | all | 50 | 1 | 0.500 | 0.250 | 0.250 | 0.250 / 0.250 | not recorded |" in done.stdout
+    assert rows[-1]["stage"] == "augment"
+    assert rows[-1]["provenance"][0] == {
+        "commit": "a" * 40,
+        "dirty": False,
+        "cnn_jax": "0.1.0",
+        "jax": "0.10.2",
+        "processor": "a processor",
+    }
+
+
+@pytest.fixture
+def publish(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    from publish_run import publish
+
+    return publish
+
+
+def test_a_published_run_is_four_files_without_folders_of_this_machine(tmp_path, publish):
+    run = make_run(tmp_path, "transfer_lite", 0, 0.5, **{"data.dir": "/home/ann", "features.dir": "/home/ann/features"})
+    (run / "checkpoints").mkdir()
+    target = tmp_path / "published"
+    publish(run, target)
+    assert {path.name for path in target.iterdir()} == {"config.json", "metrics.jsonl", "times.json", "provenance.json"}
+    config = (target / "config.json").read_text()
+    assert "/home/ann" not in config
+    restored = config.replace('"dir": ""', '"dir": "/home/ann"', 1).replace('"dir": ""', '"dir": "/home/ann/features"')
+    assert restored == (run / "config.json").read_text()
+    assert (target / "metrics.jsonl").read_bytes() == (run / "metrics.jsonl").read_bytes()
+
+
+def test_what_cannot_be_published_is_one_clear_line(tmp_path, publish):
+    dirty = make_run(tmp_path, "augment", 0, 0.5, origins=(origin(), origin(dirty=True)))
+    unknown = make_run(tmp_path, "augment", 1, 0.5, origins=())
+    provenance.record(unknown, 7, origin())
+    without_times = make_run(tmp_path, "augment", 2, 0.5)
+    (without_times / "times.json").unlink()
+    target = tmp_path / "published"
+    with pytest.raises(UserError, match=r"augment_0 was trained with uncommitted changes: .*--allow-dirty"):
+        publish(dirty, target)
+    with pytest.raises(UserError, match=r"augment_1 has no provenance of its first steps"):
+        publish(unknown, target)
+    with pytest.raises(UserError, match=r"augment_2 has no times\.json"):
+        publish(without_times, target)
+    assert not target.exists()
+    publish(dirty, target, allow_dirty=True)
+    assert target.exists()
+    command = [sys.executable, "scripts/publish_run.py", str(tmp_path / "nothing")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"Error: {tmp_path / 'nothing'} is not a finished run: it has no scores on the test split. "
+        "Train it to the end.\n"
+    )
 
 
 def test_a_convolution_as_patches_is_the_convolution(monkeypatch):

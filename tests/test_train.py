@@ -9,7 +9,7 @@ import orbax.checkpoint as ocp
 import pytest
 from whole_runs import assert_same_run, final_arrays, interrupt_at, kill_and_repeat, records
 
-from cnn_jax import data, dispatch
+from cnn_jax import data, dispatch, provenance
 from cnn_jax.errors import UserError
 from cnn_jax.train import train
 from cnn_jax.trainer import Trainer
@@ -41,6 +41,7 @@ def test_killed_in_the_middle_of_an_epoch_by_sigkill(trained, tmp_path):
     latest, done = kill_and_repeat("tests/small_config.py", tmp_path, 5)
     assert 5 <= latest < TOTAL
     assert f"Going on from step {latest} of {TOTAL}." in done.stderr
+    assert provenance.read(tmp_path) == provenance.read(trained)  # which a plain resume does not touch
     assert_same_run(tmp_path, trained, TOTAL)
 
 

@@ -1,0 +1,150 @@
+"""Provenance of a run: the source, versions, flags and hardware under which its numbers were computed."""
+
+import json
+import os
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from cnn_jax import config as config_lib
+from cnn_jax import runtime
+from cnn_jax.errors import UserError
+
+FILE = "provenance.json"
+SOURCE = ("commit", "dirty", "versions.cnn_jax")  # the fields that say which code ran
+
+_PACKAGES = ("cnn_jax", "jax", "jaxlib", "flax", "optax", "numpy", "orbax-checkpoint", "ml_collections")
+# Every other field decides numbers, or may. The number of cores does: XLA splits sums among them.
+_RECORDED_ONLY = (
+    "versions.python",
+    "versions.orbax-checkpoint",
+    "versions.ml_collections",
+    "platform",
+    "environment.JAX_PLATFORMS",  # which `devices` tells
+)
+_GIT_TIMEOUT = 2.0  # seconds
+
+
+def collect(layout: dict[str, str | None] | None = None, data: str | None = None) -> dict[str, Any]:
+    """Returns the provenance of what this process computes; JSON.
+
+    Args:
+      layout: how the run's steps and seeds are dispatched: `Trainer.layout`.
+      data: fingerprint of the images and labels.
+    """
+    devices = jax.devices()
+    return {
+        **_source(),
+        "versions": {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES},
+        "environment": _environment(),
+        "processor": runtime.processor(),
+        "vector_extensions": runtime.vector_extensions(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "platform": platform.platform(),
+        "devices": {"platform": devices[0].platform, "kind": devices[0].device_kind, "count": len(devices)},
+        "layout": layout,
+        "data": data,
+    }
+
+
+def differences(before: dict[str, Any], after: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Returns the fields that decide numbers and differ: `{"versions.jax": ("0.10.2", "0.12.0")}`.
+
+    A field that is missing counts as None.
+    """
+    old, new = config_lib.flatten(before), config_lib.flatten(after)
+    names = [name for name in {**old, **new} if name not in _RECORDED_ONLY]
+    return {name: (old.get(name), new.get(name)) for name in names if old.get(name) != new.get(name)}
+
+
+def describe(differing: dict[str, tuple[Any, Any]]) -> str:
+    """Returns what `differences` found as part of a sentence: "jax 0.12.0 (was 0.10.2), cores 1 (was 2)"."""
+
+    def show(name: str, value: Any) -> str:
+        return str(value)[:7] if name == "commit" and value else str(value)
+
+    return ", ".join(
+        f"{name.removeprefix('versions.').removeprefix('environment.')} {show(name, new)} (was {show(name, old)})"
+        for name, (old, new) in differing.items()
+    )
+
+
+def record(workdir: Path, step: int, provenance: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Records that the steps of a run from `step` on are computed under `provenance`.
+
+    The file holds segments, `{"from_step": step, "provenance": {...}}`, in order. A new one is added only where
+    something differs from the last; those that begin at `step` or later describe steps that are now computed again,
+    and are dropped.
+
+    Returns:
+      What differs, of the fields that decide numbers, from the provenance of the step before.
+
+    Raises:
+      UserError: the file is damaged.
+    """
+    segments = [segment for segment in read(workdir) if segment["from_step"] < step]
+    before = segments[-1]["provenance"] if segments else None
+    if before != provenance:
+        segments.append({"from_step": step, "provenance": provenance})
+    path = workdir / FILE
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(segments, indent=1) + "\n")
+    partial.replace(path)
+    return differences(before, provenance) if before else {}
+
+
+def read(workdir: Path) -> list[dict[str, Any]]:
+    """Returns the segments of a run (see `record`); empty where none were recorded.
+
+    Raises:
+      UserError: the file is damaged.
+    """
+    path = workdir / FILE
+    try:
+        segments = json.loads(path.read_text()) if path.exists() else []
+        return [{"from_step": int(each["from_step"]), "provenance": dict(each["provenance"])} for each in segments]
+    except (ValueError, TypeError, KeyError):
+        raise UserError(f"{path} is damaged: restore it, or delete it to resume without what it recorded.") from None
+
+
+def _source() -> dict[str, Any]:
+    """The commit of this package, and whether tracked files of it or of the stages differ from it.
+
+    Both are None where the package is not at the top of a git checkout, or git cannot be asked.
+    """
+    unknown, git = {"commit": None, "dirty": None}, config_lib.ROOT / ".git"
+    if not git.exists():  # a folder, or in a worktree a file
+        return unknown
+    # Naming the repository keeps git from searching for one, here and in the variables that its hooks set.
+    command = ["git", "--no-optional-locks", f"--git-dir={git}", f"--work-tree={config_lib.ROOT}", "status"]
+    command += ["--porcelain=v2", "--branch", "--untracked-files=no", "--", "cnn_jax", "configs"]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    try:
+        done = subprocess.run(
+            command, cwd=config_lib.ROOT, env=environment, capture_output=True, text=True, timeout=_GIT_TIMEOUT
+        )
+    except (OSError, subprocess.SubprocessError):
+        return unknown
+    heads = [line for line in done.stdout.splitlines() if line.startswith("#")]
+    commits = [line.split()[-1] for line in heads if line.startswith("# branch.oid ")]
+    if done.returncode or not commits or commits[0] == "(initial)":
+        return unknown
+    return {"commit": commits[0], "dirty": len(heads) < len(done.stdout.splitlines())}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _environment() -> dict[str, str]:
+    """The variables that are set and decide what XLA compiles; not those of the compilation cache."""
+    names = [n for n in os.environ if n.startswith("JAX_") and "CACHE" not in n]
+    names += ["XLA_FLAGS", "NVIDIA_TF32_OVERRIDE"]
+    return {name: os.environ[name] for name in sorted(names) if os.environ.get(name)}
