@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from cnn_jax import config as config_lib
 from cnn_jax import data, heap, lanes, models, rng, step, weights
+from cnn_jax.augment import Augmentation
 from cnn_jax.checkpoint import FINGERPRINT
 from cnn_jax.errors import UserError
 from cnn_jax.evaluation import make_evaluator
@@ -78,11 +79,12 @@ class Trainer:
 
     def _make_phases(self, config: ConfigDict) -> list[Phase]:
         variables = jax.eval_shape(self._draw, rng.root(0))
+        augment = Augmentation.from_config(config.augment, self._preprocess.mean, self.image_size)
         phases, stop, partition = [], 0, None
         for own in config_lib.phases(config):
             start, stop = stop, self.schedule.end_of_epoch(sum(p.config.epochs for p in phases) + own.epochs)
             partition = Partition.of(variables, own.model.trainable, own.optimizer.groups, partition)
-            phases.append(Phase(own, self.model, self._preprocess, partition, start, stop, self.schedule))
+            phases.append(Phase(own, self.model, self._preprocess, augment, partition, start, stop, self.schedule))
         if self._lanes and self._features and phases[0].keeps_features and config.model.get("weights") == RANDOM:
             raise UserError(
                 "Every seed has a random backbone of its own, so that there are no features to share: set "
