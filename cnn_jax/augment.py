@@ -5,6 +5,7 @@ those that are switched on and maps them over a batch. Every image of a batch dr
 """
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -42,7 +43,7 @@ def alternate(key: PRNGKeyArray, index: Int[Array, " batch"], epoch: Int[Array, 
 def shift(image: Image, key: PRNGKeyArray, fraction: float) -> Image:
     """Moves by whole pixels, up to `fraction` of the side each way, repeating the edge.
 
-    Whole pixels keep the image as sharp as it was; interpolating would blur it.
+    Whole pixels keep the image as sharp as it was; interpolating would blur it. The largest move is rounded down.
     """
     height, width, _ = image.shape
     limits = jnp.array([int(fraction * height), int(fraction * width)])
@@ -102,7 +103,7 @@ class Augmentation:
     Attributes:
       flip: mirror left and right, at random.
       alternate_flip: mirror left and right in every second epoch (see `alternate`).
-      shift: largest move, as a fraction of the side.
+      shift: largest move, as a fraction of the side; in whole pixels, rounded down.
       rotate: largest angle in degrees.
       zoom: largest change of scale: factors lie in [1 - zoom, 1 + zoom].
       crop_padding: pixels of padding before a random crop.
@@ -122,15 +123,26 @@ class Augmentation:
     cutout_fill: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
     @classmethod
-    def from_config(cls, config: Any, mean: tuple[float, float, float]) -> "Augmentation":
-        """Builds it from `config.augment`; the colour of cutout is the mean that normalisation subtracts.
+    def from_config(cls, config: Any, mean: tuple[float, float, float], image_size: tuple[int, int]) -> "Augmentation":
+        """Builds it from `config.augment`.
+
+        Args:
+          config: the fields of this class but the last.
+          mean: what normalisation subtracts; the colour of cutout.
+          image_size: height and width of the images that it will be given.
 
         Raises:
-          UserError: random and alternating flips together, which are random flips.
+          UserError: random and alternating flips together, which are random flips; a shift of less than one pixel.
         """
         if config.flip and config.alternate_flip:
             raise UserError(
                 "config.augment.flip and config.augment.alternate_flip cannot be combined: set one of them to False."
+            )
+        side = min(image_size)
+        if config.shift and not int(config.shift * side):
+            raise UserError(
+                f"config.augment.shift is {config.shift}, less than one pixel of an image side of {side}: set it to at "
+                f"least {math.ceil(10**4 / side) / 10**4}, or to 0 for no shift."
             )
         return cls(**config, cutout_fill=tuple(mean))
 

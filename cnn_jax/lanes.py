@@ -43,7 +43,8 @@ def make_lane_chunk(body: Body, axes: Sequence[int | None], count: int, *, how: 
         them. The rows of a chunk are `[steps, lanes, ...]` or `[steps, ...]`. The carry always has lanes.
       count: the number of lanes; 0 for none.
       how: "loop" one after the other, "vmap" as one batched program, "devices" spread over all local devices, batched
-        on each; None for what `choose` says. They agree to rounding, and "loop" with single runs bit for bit.
+        on each; None for what `choose` says. In every step they agree to rounding; "loop" equals single runs bit for
+        bit.
     """
     if not count:
         return make_chunk(body)

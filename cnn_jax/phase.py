@@ -35,6 +35,7 @@ class Phase:
         config: ConfigDict,
         model: Any,
         preprocess: Preprocessing,
+        augment: Augmentation,
         partition: Partition,
         start: int,
         stop: int,
@@ -45,7 +46,6 @@ class Phase:
         self._schedule = optim.make_schedule(config.optimizer, stop - start, schedule.steps_per_epoch)
         factors = partition.factors(config.optimizer.groups)
         self.optimizer = optim.make_optimizer(config.optimizer, self._schedule, factors)
-        augment = Augmentation.from_config(config.augment, preprocess.mean)
         self.average = Average.from_config(config.average, schedule.total_steps)
         self.keeps_features = partition.freezes("backbone") and not augment and not Views.from_config(config.eval)
         train_step = step.make_train_step(

@@ -27,7 +27,11 @@ from cnn_jax.views import ITSELF, Views
 
 
 class Batch(TypedDict):
-    """What the steps take: stored images, labels, and which of them are real rather than padding.
+    """What the steps take: stored images, labels, and a mask that is false where an example is padding.
+
+    Evaluation and metrics skip padding. The train step does so in part: its loss is the mean over the real examples,
+    but BatchNorm's batch statistics, and so every output and gradient, include the padding. The training batches of a
+    run are always full (see `cnn_jax.schedule.Schedule`).
 
     Instead of images there may be features, which a frozen backbone computed of them (see `cnn_jax.features`).
     """
@@ -121,6 +125,8 @@ def make_train_step(
     average: Average | None = None,
 ) -> Callable[[TrainState, Batch, PRNGKeyArray], tuple[TrainState, clu_metrics.Collection]]:
     """Builds `train_step(state, batch, key) -> (state, metrics)`; `key` is the run's root key.
+
+    Batches should be full: BatchNorm does not skip padding (see `Batch`).
 
     Args:
       model: the network, built with the same `axis_name`.

@@ -160,6 +160,7 @@ class _Run:
         trainer, labels = self.trainer, self.trainer.phases[0].partition.labels
         table = model_table(trainer.model, trainer.lane(state.variables), trainer.image_size, labels)
         self.progress.say(f"{table}\n{trainer.dataset.describe()}")
+        self._say_duplicates("train", "validation")
         self.summaries.describe(config_lib.flatten(trainer.metadata["config"]), {"model": f"```\n{table}\n```"})
 
     def _record_provenance(self, start: int) -> None:
@@ -182,10 +183,16 @@ class _Run:
         end = self.trainer.schedule.total_steps
         with self.watch.measure("prepare"):
             self.trainer.prepare(state.variables, end - 1, self._stop, ("test",))
+        self._say_duplicates("test")
         with self.watch.measure("test"):
             scores = self.trainer.evaluate(state.variables, "test", end)
         self.summaries.record(end, self.trainer.schedule.epochs, "test", scores)
         return scores
+
+    def _say_duplicates(self, *splits: str) -> None:
+        """Says which images of these splits occur more than once."""
+        for line in (line for split in splits for line in self.trainer.duplicates[split]):
+            self.progress.say(line)
 
     def _stop(self) -> bool:
         return self.interrupt.signal is not None

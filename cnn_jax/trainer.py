@@ -15,7 +15,9 @@ from ml_collections import ConfigDict
 
 from cnn_jax import config as config_lib
 from cnn_jax import data, dispatch, heap, lanes, models, rng, step, weights
+from cnn_jax.augment import Augmentation
 from cnn_jax.checkpoint import FINGERPRINT
+from cnn_jax.data.duplicates import Duplicates
 from cnn_jax.errors import UserError
 from cnn_jax.evaluation import make_evaluator
 from cnn_jax.features import FeatureCache
@@ -39,6 +41,7 @@ class Trainer:
       model: the network.
       image_size: height and width of what it sees.
       metadata: what inference must know of the run; JSON.
+      duplicates: by split that has been read, one line per split with which it shares images.
     """
 
     def __init__(self, config: ConfigDict, dataset: data.Dataset, features: Path | None = None):
@@ -59,7 +62,11 @@ class Trainer:
         self.schedule = Schedule(len(dataset.train), config.batch_size, epochs, config.steps_per_call, pause)
         self.model = models.build(config.model, len(dataset.class_names), config.dtype)
         self._preprocess = Preprocessing.from_config(config.data, **models.normalisation(config.model))
-        self._images = {name: _read(getattr(dataset, name)) for name in SPLITS[:2]}
+        self.duplicates: dict[str, list[str]] = {}
+        self._seen = Duplicates()
+        self._images: dict[str, dict[str, np.ndarray]] = {}
+        for split in SPLITS[:2]:
+            self._read(split)
         self._arrays: dict[tuple[str, bool], dict[str, jax.Array]] = {}
         self._ran: set[str] = set()  # programs that have run, and so are compiled
         stored = self._images["train"]["image"]
@@ -78,11 +85,12 @@ class Trainer:
 
     def _make_phases(self, config: ConfigDict) -> list[Phase]:
         variables = jax.eval_shape(self._draw, rng.root(0))
+        augment = Augmentation.from_config(config.augment, self._preprocess.mean, self.image_size)
         phases, stop, partition = [], 0, None
         for own in config_lib.phases(config):
             start, stop = stop, self.schedule.end_of_epoch(sum(p.config.epochs for p in phases) + own.epochs)
             partition = Partition.of(variables, own.model.trainable, own.optimizer.groups, partition)
-            phases.append(Phase(own, self.model, self._preprocess, partition, start, stop, self.schedule))
+            phases.append(Phase(own, self.model, self._preprocess, augment, partition, start, stop, self.schedule))
         if self._lanes and self._features and phases[0].keeps_features and config.model.get("weights") == RANDOM:
             raise UserError(
                 "Every seed has a random backbone of its own, so that there are no features to share: set "
@@ -209,7 +217,7 @@ class Trainer:
         """A split on the device: as images, or as features where the phase at step `now` changes none of them."""
         as_features = self._as_features(now)
         if (split, as_features) not in self._arrays:
-            arrays = self._images.get(split) or _read(getattr(self.dataset, split))
+            arrays = self._read(split)
             if as_features:
                 batch = self._config.eval_batch_size
                 one = self.lane(variables)  # all have the same backbone
@@ -217,6 +225,15 @@ class Trainer:
                 arrays = {"features": cache.get(arrays["image"], split, stop), "label": arrays["label"]}
             self._arrays[split, as_features] = jax.device_put(arrays)
         return self._arrays[split, as_features]
+
+    def _read(self, name: str) -> dict[str, np.ndarray]:
+        """Returns the images and labels of a split, which are decoded when they are first asked for."""
+        if name not in self._images:
+            split: data.Split = getattr(self.dataset, name)
+            images = split.images()
+            self.duplicates[name] = self._seen.add(name, split, images)
+            self._images[name] = {"image": images, "label": split.labels}
+        return self._images[name]
 
     def lane(self, tree: PyTree, index: int = 0) -> PyTree:
         """Returns the part of a state, or of variables, that belongs to one seed."""
@@ -230,10 +247,6 @@ class Trainer:
             heap.retire_holes()
         values = {name: values[name] for name in (*NAMES, *sorted(values.keys() - NAMES))}
         return lanes.spread(values) if self._lanes else {name: float(value) for name, value in values.items()}
-
-
-def _read(split: data.Split) -> dict[str, np.ndarray]:
-    return {"image": split.images(), "label": split.labels}
 
 
 def _fingerprint(arrays: dict[str, dict[str, np.ndarray]]) -> str:

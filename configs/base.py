@@ -88,7 +88,7 @@ def get_config() -> ConfigDict:
             "augment": {
                 "flip": False,  # mirror half of the images
                 "alternate_flip": False,  # instead: mirror each image in every second epoch
-                "shift": 0.0,  # largest move, as a fraction of the side
+                "shift": 0.0,  # largest move, as a fraction of the side; rounded down to whole pixels
                 "rotate": 0.0,  # largest angle, in degrees
                 "zoom": 0.0,  # largest change of scale
                 "crop_padding": 0,  # pixels of padding before a random crop

@@ -1,57 +1,87 @@
 """The ladder's network in cnn_jax, PyTorch and Keras, side by side on this machine: how long the same work takes.
 
-    python scripts/benchmark.py [--gpu] [--quick] [--output=benchmark.json]
+    python scripts/benchmark.py [--gpu] [--quick] [--kinds=train32,infer] [--also-python=PYTHON] [--output=FILE.json]
 
-Peers come with `pip install -e '.[bench]'`; those that are missing are left out. All of them first prove to be the
-same network: the same number of parameters, and on the same weights and images the same loss. Then each, in a process
-of its own, takes its turn (A B C A B C ...), so that whatever else the machine does strikes all alike. A ratio is the
-median over rounds of (its time / our time): above 1, ours is the faster. Nothing is judged.
+Peers come with `pip install -e '.[bench]'`; those that are missing or fail are left out and named. `--also-python`
+measures cnn_jax in another interpreter too, such as one with another version of JAX; it must have cnn_jax's
+requirements. All of them first prove to be the same network: the same number of parameters, and on the same weights and
+images the same loss. Then each, in a process of its own, takes its turn (A B C A B C ...), so that whatever else the
+machine does strikes all alike. A ratio is the median over rounds of (its time / our time): above 1, ours is the faster.
+Nothing is judged.
 """
 
 import argparse
 import contextlib
-import importlib.metadata
 import importlib.util
 import itertools
 import json
 import os
 import platform
+import re
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
 from cnn_jax import runtime  # noqa: E402 -- which is only asked: what it prepares must not reach the peers
 
+
+class Contender(NamedTuple):
+    """A script in `scripts/peers`, the variant that it is asked for, and the interpreter that runs it."""
+
+    module: str
+    variant: str
+    python: str = sys.executable
+
+    @property
+    def caches(self) -> bool:
+        """Whether it keeps compiled programs on disk, so that a second start is faster than the first."""
+        return self.module == "ours" or "compile" in self.variant
+
+
 PEERS = HERE / "peers"
-CPU = {"ours": ("ours", "")} | {f"PyTorch {v}": ("torch_cnn", v) for v in ("channels-last", "default")}
-GPU = {f"ours {v}": ("ours", v) for v in ("float32", "bfloat16")} | {
-    f"PyTorch {v}": ("torch_cnn", v)
+# The first of a table is what the others are compared with.
+CPU = {"ours": Contender("ours", "")} | {
+    f"PyTorch {v}": Contender("torch_cnn", v) for v in ("channels-last", "default", "channels-last-compile")
+}
+GPU = {f"ours {v}": Contender("ours", v) for v in ("float32", "bfloat16")} | {
+    f"PyTorch {v}": Contender("torch_cnn", v)
     for v in ("channels-last", "default", "channels-last-compile", "channels-last-compile-bfloat16")
 }
-KERAS = {f"Keras {v}": ("keras_cnn", v) for v in ("fit", "train_on_batch")}
-TRAIN_BATCHES, INFERENCE_BATCH = (32, 128, 512), 256
+KERAS = {f"Keras {v}": Contender("keras_cnn", v) for v in ("fit", "train_on_batch")}
+WORK = {f"train{batch}": ("train", batch) for batch in (32, 128, 512)} | {"infer": ("infer", 256)}
+KINDS, QUICK = (*WORK, "start"), ("train32", "infer", "start")
 NEEDS = {"ours": "jax", "torch_cnn": "torch", "keras_cnn": "keras"}
+PACKAGES = ("jax", "jaxlib", "flax", "torch", "keras", "tensorflow")
+
+
+class Failed(Exception):
+    """A contender's process has ended; the last line of its error."""
 
 
 class Worker:
     """A contender in a process of its own."""
 
-    def __init__(self, module: str, variant: str, batch: int, steps: int, device: str):
-        """Starts it; it compiles when it is first asked to work."""
-        options = [f"--variant={variant}", f"--batch={batch}", f"--steps={steps}", f"--device={device}"]
+    def __init__(self, contender: Contender, batch: int, steps: int, device: str, cache: str = ""):
+        """Starts it; it compiles when it is first asked to work. `cache`: a folder for what it compiles."""
+        script = PEERS / f"{contender.module}.py"
+        options = [f"--variant={contender.variant}", f"--batch={batch}", f"--steps={steps}", f"--device={device}"]
         environment = os.environ | {"KERAS_BACKEND": keras_backend(), "TF_CPP_MIN_LOG_LEVEL": "3"}
         environment |= {} if device == "cuda" else {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+        environment |= {"TORCHINDUCTOR_CACHE_DIR": cache} if cache else {}
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 -- closed by __exit__
         self._process = subprocess.Popen(
-            [sys.executable, PEERS / f"{module}.py", *options],
+            [contender.python, script, *options],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            stderr=self._errors,
             text=True,
             env=environment | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "TF_FORCE_GPU_ALLOW_GROWTH": "true"},
         )
@@ -60,17 +90,38 @@ class Worker:
         return self
 
     def __exit__(self, *_) -> None:
-        self._process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
         self._process.wait()
+        self._process.stdout.close()
+        self._errors.close()
 
     def __call__(self, what: str, **arguments) -> dict:
-        """Has a command carried out and returns the answer."""
+        """Has a command carried out and returns the answer.
+
+        Raises:
+          Failed: it has ended instead.
+        """
         with contextlib.suppress(BrokenPipeError):
             print(json.dumps({"do": what, **arguments}), file=self._process.stdin, flush=True)
         answer = self._process.stdout.readline()
         if not answer:
-            raise RuntimeError(f"{' '.join(map(str, self._process.args))} ended with {self._process.wait()}.")
+            status = self._process.wait()
+            self._errors.seek(0)
+            lines = [line for line in self._errors.read().decode(errors="replace").splitlines() if line.strip()]
+            named = [line for line in lines if re.match(r"[\w.]+(Error|Exception)\b", line)]  # PyTorch adds advice
+            raise Failed([f"exit status {status}", *lines[-1:], *named[-1:]][-1])
         return json.loads(answer)
+
+
+@contextlib.contextmanager
+def leaving_out(name: str, failed: dict[str, str]) -> Iterator[None]:
+    """Notes in `failed` why a contender fails, and goes on without it."""
+    try:
+        yield
+    except Failed as error:
+        failed[name] = str(error)
+        print(f"Left out, because it fails: {name} ({error})", flush=True)
 
 
 def keras_backend() -> str:
@@ -78,44 +129,66 @@ def keras_backend() -> str:
     return os.environ.get("KERAS_BACKEND") or ("tensorflow" if importlib.util.find_spec("tensorflow") else "jax")
 
 
-def verify(contenders: dict[str, tuple[str, str]], device: str) -> dict[str, dict]:
-    """Has every peer compute our losses from our weights; returns its parameters and largest relative difference."""
+def verify(contenders: dict[str, Contender], device: str, failed: dict[str, str]) -> dict[str, dict]:
+    """Has every contender compute the first one's losses from its weights.
+
+    Returns:
+      The number of parameters of each and its largest relative differences.
+    """
     batch, found = 64, {}
+    first, *others = contenders
     with tempfile.TemporaryDirectory() as folder:
         file = f"{folder}/reference.npz"
-        with Worker("ours", "float32", batch, 1, device) as ours:
-            found["ours"] = ours("reference", file=file)
-        for name, (module, variant) in contenders.items():
-            if module != "ours":
-                with Worker(module, variant, batch, 3, device) as worker:
-                    found[name] = worker("verify", file=file)
+        with Worker(contenders[first], batch, 1, device) as ours:
+            found[first] = ours("reference", file=file)
+        for name in others:
+            steps = 1 if contenders[name].module == "ours" else 3
+            with leaving_out(name, failed), Worker(contenders[name], batch, steps, device) as worker:
+                found[name] = worker("verify", file=file)
     return found
 
 
-def race(contenders: dict[str, tuple[str, str]], what: str, batch: int, images: int, rounds: int, device: str) -> dict:
+def race(
+    contenders: dict[str, Contender],
+    what: str,
+    batch: int,
+    images: int,
+    rounds: int,
+    device: str,
+    failed: dict[str, str],
+) -> dict:
     """Lets the contenders take turns at `images` images each; the first turn, with compilation, does not count.
 
     Returns:
       For each: seconds a turn, the median images a second, the median ratio to ours with quartiles, peak memory.
     """
-    steps = max(1, images // batch)
+    steps, first = max(1, images // batch), next(iter(contenders))
+    seconds = {name: [] for name in contenders}
     with contextlib.ExitStack() as stack:
-        workers = {n: stack.enter_context(Worker(*c, batch, steps, device)) for n, c in contenders.items()}
-        for worker in workers.values():
-            worker(what)
-        seconds = {name: [] for name in workers}
-        for _, (name, worker) in itertools.product(range(rounds), workers.items()):
-            seconds[name].append(worker(what)["seconds"])
-        about = {name: worker("about") for name, worker in workers.items()}
-    ours = seconds[next(iter(seconds))]
+        workers = {n: stack.enter_context(Worker(c, batch, steps, device)) for n, c in contenders.items()}
+
+        def ask(command: str) -> dict[str, dict]:
+            answers = {}
+            for name in list(workers):
+                with contextlib.nullcontext() if name == first else leaving_out(name, failed):
+                    answers[name] = workers[name](command)
+                if name in failed:
+                    del workers[name]
+            return answers
+
+        ask(what)
+        for _ in range(rounds):
+            for name, answer in ask(what).items():
+                seconds[name].append(answer["seconds"])
+        about = ask("about")
     return {
         name: {
-            "images_per_second": round(steps * batch / statistics.median(times), 1),
-            "ratio": quartiles([theirs / own for theirs, own in zip(times, ours)]),
-            "seconds": [round(value, 4) for value in times],
+            "images_per_second": round(steps * batch / statistics.median(seconds[name]), 1),
+            "ratio": quartiles([theirs / own for theirs, own in zip(seconds[name], seconds[first])]),
+            "seconds": [round(value, 4) for value in seconds[name]],
             **about[name],
         }
-        for name, times in seconds.items()
+        for name in about
     }
 
 
@@ -125,20 +198,20 @@ def quartiles(values: list[float]) -> list[float]:
     return [round(value, 3) for value in (middle, low, high)]
 
 
-def first_step(contender: tuple[str, str], device: str, cache: str) -> float:
+def first_step(contender: Contender, device: str, cache: str) -> float:
     """Returns the seconds from the command to the end of the first training step, at batch 32.
 
     Ours is the command that users type, with everything it writes; theirs is a script that only trains.
     """
     start = time.perf_counter()
-    if contender[0] != "ours":
-        with Worker(*contender, 32, 1, device) as worker:
+    if contender.module != "ours":
+        with Worker(contender, 32, 1, device, cache) as worker:
             worker("train")
             return time.perf_counter() - start
     with tempfile.TemporaryDirectory() as workdir:
         options = [f"--config={HERE.parent}/configs/batchnorm.py", f"--workdir={workdir}", "--config.steps_per_call=1"]
-        options += ["--config.data.name=digits", f"--config.dtype={contender[1] or 'float32'}"]
-        command = [sys.executable, "-m", "cnn_jax.main", *options]
+        options += ["--config.data.name=digits", f"--config.dtype={contender.variant or 'float32'}"]
+        command = [contender.python, "-m", "cnn_jax.main", *options]
         environment = os.environ | {"CNN_JAX_CACHE": cache} | ({} if device == "cuda" else {"JAX_PLATFORMS": "cpu"})
         process = subprocess.Popen(
             command, cwd=HERE.parent, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -149,56 +222,102 @@ def first_step(contender: tuple[str, str], device: str, cache: str) -> float:
         took = time.perf_counter() - start
         process.kill()
         if process.wait() > 0:
-            raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}.")
+            raise Failed(f"{' '.join(command)} ended with {process.returncode}")
     return took
 
 
-def start_up(contenders: dict[str, tuple[str, str]], device: str, rounds: int) -> dict[str, dict]:
-    """Returns the median seconds from command to first step: for ours without and with what an earlier run cached."""
-    times = {f"{name}{how}": [] for name in contenders for how in ((", cold", ", cached") if "ours" in name else ("",))}
+def start_up(contenders: dict[str, Contender], device: str, rounds: int, failed: dict[str, str]) -> dict[str, dict]:
+    """Returns the median seconds from command to first step, without and with what an earlier start has cached."""
+    times: dict[str, list[float]] = {}
     for _, (name, contender) in itertools.product(range(rounds), contenders.items()):
-        with tempfile.TemporaryDirectory() as cache:
-            for how in (", cold", ", cached") if "ours" in name else ("",):
-                times[f"{name}{how}"].append(first_step(contender, device, cache))
+        if name in failed:
+            continue
+        with tempfile.TemporaryDirectory() as cache, leaving_out(name, failed):
+            for how in (", cold", ", cached") if contender.caches else ("",):
+                times.setdefault(f"{name}{how}", []).append(first_step(contender, device, cache))
     return {name: {"median": round(statistics.median(values), 2), "seconds": values} for name, values in times.items()}
 
 
-def machine(device: str) -> dict:
+def versions(python: str) -> dict[str, str]:
+    """Returns the version of an interpreter and of those of `PACKAGES` that it has.
+
+    Raises:
+      Failed: it cannot be run.
+    """
+    code = f"""import json, platform
+from importlib import metadata, util
+found = {{name: metadata.version(name) for name in {PACKAGES} if util.find_spec(name)}}
+print(json.dumps({{"python": platform.python_version()}} | found))"""
+    try:
+        done = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise Failed(f"{python} cannot be run: {error}") from None
+    return json.loads(done.stdout)
+
+
+def in_interpreters(ours: dict[str, Contender], pythons: list[str]) -> dict[str, Contender]:
+    """Returns our contenders in other interpreters, named by the versions there.
+
+    Raises:
+      Failed: an interpreter cannot be run or has no JAX.
+    """
+    found = {}
+    for python in pythons:
+        has = versions(python)
+        if "jax" not in has:
+            raise Failed(f"{python} has no JAX: install cnn_jax's requirements there")
+        where = f"jax {has['jax']} (python {'.'.join(has['python'].split('.')[:2])})"
+        found |= {f"{name}, {where}": contender._replace(python=python) for name, contender in ours.items()}
+    return found
+
+
+def commit() -> dict[str, str | bool] | None:
+    """Returns the commit of this checkout and whether it has been changed since; None where git cannot tell."""
+    git = ["git", "-C", str(HERE.parent)]
+    try:
+        name = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        status = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return {"commit": name, "dirty": bool(status)}
+
+
+def machine(device: str, pythons: list[str]) -> dict:
     """Describes what was measured on."""
-    versions = {
-        name: importlib.metadata.version(name)
-        for name in ("jax", "jaxlib", "flax", "torch", "keras", "tensorflow")
-        if importlib.util.find_spec(name)
-    }
     return {
         "processor": runtime.processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "system": platform.platform(),
-        "python": platform.python_version(),
-        "versions": versions,
+        "versions": versions(sys.executable),
+        "also": [versions(python) for python in pythons],
         "keras_backend": keras_backend(),
         "device": device,
+        "checkout": commit(),
     }
 
 
 def table(result: dict) -> str:
     """Returns the result for people: a row a contender, a column a kind of work."""
-    work = result["work"]
-    lines = [["images/s (times ours; quartiles)", *work]]
-    for name in next(iter(work.values())):
-        cells = []
-        for found in work.values():
-            middle, low, high = found[name]["ratio"]
-            cells.append(f"{found[name]['images_per_second']:,.0f} ({middle:.2f}; {low:.2f}-{high:.2f})")
-        lines.append([name, *cells])
-    lines.append(["peak memory, MB", *work])
-    for name in next(iter(work.values())):
-        peaks = [found[name]["device_memory"] or found[name]["memory"] for found in work.values()]
-        lines.append([name, *(f"{peak / 1e6:,.0f}" for peak in peaks)])
-    lines.append(["command to first step, s", *[""] * len(work)])
-    lines += [[name, f"{found['median']:.1f}", *[""] * (len(work) - 1)] for name, found in result["first_step"].items()]
-    widths = [max(map(len, column)) for column in zip(*lines)]
+    work, lines = result["work"], []
+    names = list(dict.fromkeys(name for found in work.values() for name in found))
+
+    def add(title: str, cell) -> None:
+        lines.append([title, *work])
+        for name in names:
+            lines.append([name, *(cell(found[name]) if name in found else "failed" for found in work.values())])
+
+    def speed(found: dict) -> str:
+        middle, low, high = found["ratio"]
+        return f"{found['images_per_second']:,.0f} ({middle:.2f}; {low:.2f}-{high:.2f})"
+
+    if work:
+        add("images/s (times ours; quartiles)", speed)
+        add("peak memory, MB", lambda found: f"{(found['device_memory'] or found['memory']) / 1e6:,.0f}")
+    if result["first_step"]:
+        lines.append(["command to first step, s"])
+        lines += [[name, f"{found['median']:.1f}"] for name, found in result["first_step"].items()]
+    widths = [max(map(len, column)) for column in itertools.zip_longest(*lines, fillvalue="")]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines)
 
 
@@ -206,33 +325,46 @@ def main() -> None:
     """Verifies, measures, prints and writes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gpu", action="store_true", help="measure on the GPU rather than on the CPU")
-    parser.add_argument("--quick", action="store_true", help="batch 32 and inference alone, fewer rounds")
+    parser.add_argument("--quick", action="store_true", help=f"fewer rounds; --kinds={','.join(QUICK)}")
+    parser.add_argument("--kinds", help=f"what to measure: some of {','.join(KINDS)}")
     parser.add_argument("--rounds", type=int, help="turns of each; 9, or 5 with --quick")
     parser.add_argument("--only", default="", help="names that contain this, beside ours")
+    parser.add_argument("--also-python", action="append", default=[], help="an interpreter to measure ours in too")
     parser.add_argument("--output", type=Path, default=Path("benchmark.json"))
     options = parser.parse_args()
-    device = "cuda" if options.gpu else "cpu"
-    contenders = {
-        name: contender
-        for name, contender in ((GPU if options.gpu else CPU) | KERAS).items()
-        if contender[0] == "ours" or options.only in name
-    }
-    missing = sorted(
-        {NEEDS[module] for module, _ in contenders.values() if not importlib.util.find_spec(NEEDS[module])}
-    )
+    kinds = options.kinds.split(",") if options.kinds else QUICK if options.quick else KINDS
+    if not set(kinds) <= set(KINDS):
+        parser.error(f"--kinds must be some of {','.join(KINDS)}")
+    device, peers = "cuda" if options.gpu else "cpu", (GPU if options.gpu else CPU) | KERAS
+    contenders = {name: contender for name, contender in peers.items() if contender.module == "ours"}
+    try:
+        contenders |= in_interpreters(contenders, options.also_python)
+    except Failed as error:
+        parser.error(f"--also-python: {error}")
+    contenders |= {name: contender for name, contender in peers.items() if options.only in name}
+    missing = {n: NEEDS[c.module] for n, c in contenders.items() if not importlib.util.find_spec(NEEDS[c.module])}
     if missing:
-        print(f"Left out, because not installed: {', '.join(missing)} (pip install -e '.[bench]').")
-    contenders = {name: c for name, c in contenders.items() if NEEDS[c[0]] not in missing}
-    rounds = options.rounds or (5 if options.quick else 9)
-    result = {"machine": machine(device), "same_network": verify(contenders, device), "work": {}}
-    print(json.dumps(result, indent=1), flush=True)
-    images = 51_200 if options.gpu else 512
-    kinds = [("train", batch) for batch in (TRAIN_BATCHES[:1] if options.quick else TRAIN_BATCHES)]
-    for what, batch in [*kinds, ("infer", INFERENCE_BATCH)]:
-        print(f"{what}, batch {batch} ...", flush=True)
-        result["work"][f"{what} {batch}"] = race(contenders, what, batch, images, rounds, device)
-    print("command to first step ...", flush=True)
-    result["first_step"] = start_up(contenders, device, 2 if options.quick else 3)
+        needs = ", ".join(sorted(set(missing.values())))
+        print(f"Left out, because not installed: {needs} (pip install -e '.[bench]').")
+    contenders = {name: contender for name, contender in contenders.items() if name not in missing}
+    rounds, failed = options.rounds or (5 if options.quick else 9), {}
+    result = {"machine": machine(device, options.also_python), "failed": failed, "work": {}, "first_step": {}}
+
+    def running() -> dict[str, Contender]:
+        return {name: contender for name, contender in contenders.items() if name not in failed}
+
+    try:
+        result["same_network"] = verify(contenders, device, failed)
+        print(json.dumps(result, indent=1), flush=True)
+        for what, batch in (WORK[kind] for kind in kinds if kind in WORK):
+            print(f"{what}, batch {batch} ...", flush=True)
+            images = 51_200 if options.gpu else 512
+            result["work"][f"{what} {batch}"] = race(running(), what, batch, images, rounds, device, failed)
+    except Failed as error:
+        sys.exit(f"Error: cnn_jax itself fails: {error}")
+    if "start" in kinds:
+        print("command to first step ...", flush=True)
+        result["first_step"] = start_up(running(), device, 2 if options.quick else 3, failed)
     print(table(result))
     options.output.write_text(json.dumps(result, indent=1) + "\n")
 

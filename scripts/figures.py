@@ -38,9 +38,10 @@ def main() -> int:
     image = _example(dataset, Preprocessing.from_config(stage.data))
     model = models.build(stage.model, len(dataset.class_names))
     variables = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, *image.shape)), train=False))
+    augment = Augmentation.from_config(stage.augment, stage.data.mean, image.shape[:2])
     drawn = {
         "network": figures.network_diagram(model, variables, image.shape[:2]),
-        "augmentations": figures.augmentations(image, Augmentation.from_config(stage.augment, stage.data.mean)),
+        "augmentations": figures.augmentations(image, augment),
     }
     if runs:
         drawn["validation_curves"] = figures.compare_runs(runs)

@@ -1,6 +1,7 @@
 """Each transform against a slow reference in plain numpy, pixel by pixel, from the same random numbers."""
 
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -8,10 +9,11 @@ import numpy as np
 import pytest
 from conftest import stage
 
-from cnn_jax import augment, rng
+from cnn_jax import augment, data, rng
 from cnn_jax.augment import Augmentation
 from cnn_jax.errors import UserError
 from cnn_jax.schedule import Schedule
+from cnn_jax.trainer import Trainer
 
 HEIGHT, WIDTH = 7, 9
 
@@ -150,7 +152,24 @@ def test_random_and_alternating_flips_exclude_each_other():
     config = stage("augment").augment
     config.alternate_flip = True
     with pytest.raises(UserError, match=r"config\.augment\.flip and config\.augment\.alternate_flip"):
-        Augmentation.from_config(config, (0.0, 0.0, 0.0))
+        Augmentation.from_config(config, (0.0, 0.0, 0.0), (32, 32))
+
+
+@pytest.mark.parametrize("side", [2, 3, 8, 32, 49, 299, 12_345])
+def test_a_shift_of_less_than_one_pixel_is_refused_with_the_least_that_is_one(side):
+    config = stage("augment").augment
+    config.shift = 0.99 / side
+    with pytest.raises(UserError, match=rf"less than one pixel of an image side of {side}: .* or to 0") as error:
+        Augmentation.from_config(config, (0.0, 0.0, 0.0), (side + 1, side))
+    config.shift = float(re.search(r"at least (\S+),", str(error.value))[1])
+    Augmentation.from_config(config, (0.0, 0.0, 0.0), (side + 1, side))
+    assert config.shift <= 1 / side + 1e-4
+
+
+def test_the_trainer_refuses_by_the_size_that_the_network_sees(small_config):
+    small_config.augment.shift = 0.1  # of digits of 32 pixels, which become 8
+    with pytest.raises(UserError, match=r"config\.augment\.shift is 0\.1, less than one pixel of an image side of 8"):
+        Trainer(small_config, data.load(small_config.data))
 
 
 @pytest.mark.parametrize("field, value", [("flip", True), ("shift", 0.2), ("cutout", 3)])

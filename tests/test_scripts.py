@@ -1,10 +1,12 @@
 """The tables of the README come from these."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -165,3 +167,48 @@ def test_a_convolution_as_patches_is_the_convolution(monkeypatch):
     images, kernel = jnp.asarray(generator.rand(2, 6, 5, 3)), jnp.asarray(generator.rand(3, 3, 3, 4))
     plain = lax.conv_general_dilated(images, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
     np.testing.assert_allclose(as_patches(images, kernel, (1, 1), "SAME"), plain, rtol=1e-5)
+
+
+@pytest.fixture
+def peers(tmp_path, monkeypatch):
+    """The benchmark, whose contenders are now: `good`, and `bad`, which dies when it is first asked to infer."""
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    import benchmark
+
+    good = """
+import json, sys
+for line in sys.stdin:
+    what = json.loads(line)["do"]
+    if what == "infer" and DIES:
+        print("a line before", file=sys.stderr)
+        raise RuntimeError("no such layer")
+    print(json.dumps({"seconds": SECONDS, "memory": 10**6, "device_memory": None}), flush=True)
+"""
+    for name, seconds, dies in (("good", 0.5, False), ("slow", 2.0, False), ("bad", 1.0, True)):
+        (tmp_path / f"{name}.py").write_text(f"SECONDS, DIES = {seconds}, {dies}\n{good}")
+    monkeypatch.setattr(benchmark, "PEERS", tmp_path)
+    return benchmark
+
+
+def test_the_benchmark_leaves_out_a_peer_that_fails_and_says_why(peers, capsys):
+    contenders = {name: peers.Contender(name, "") for name in ("good", "slow", "bad")}
+    failed, work = {}, {}
+    for what in ("train", "infer"):
+        work[what] = peers.race(contenders, what, 256, 512, 3, "cpu", failed)
+    assert failed == {"bad": "RuntimeError: no such layer"}
+    assert "Left out, because it fails: bad (RuntimeError: no such layer)" in capsys.readouterr().out
+    assert work["train"]["bad"]["ratio"] == [2, 2, 2] and list(work["infer"]) == ["good", "slow"]
+    assert work["infer"]["slow"]["images_per_second"] == 256 and work["infer"]["slow"]["ratio"] == [4, 4, 4]
+    rows = peers.table({"work": work, "first_step": {"good, cold": {"median": 1.25}}}).splitlines()
+    assert ["bad", "512 (2.00; 2.00-2.00)", "failed"] in [re.split(r"  +", row) for row in rows]
+    with pytest.raises(peers.Failed, match="no such layer"):
+        peers.race({"bad": contenders["bad"]}, "infer", 256, 512, 3, "cpu", failed)
+
+
+def test_the_benchmark_names_ours_in_another_interpreter_by_its_versions(peers):
+    ours = {"ours": peers.Contender("ours", "bfloat16")}
+    (name, contender), *others = peers.in_interpreters(ours, [sys.executable]).items()
+    assert name == f"ours, jax {jax.__version__} (python 3.{sys.version_info.minor})" and not others
+    assert contender == peers.Contender("ours", "bfloat16", sys.executable)
+    with pytest.raises(peers.Failed, match="/dev/null cannot be run"):
+        peers.in_interpreters(ours, ["/dev/null"])

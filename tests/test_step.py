@@ -34,7 +34,7 @@ def make(config, axis_name=None):
         model,
         optimizer,
         preprocess=Preprocessing(),
-        augment=Augmentation.from_config(config.augment, config.data.mean),
+        augment=Augmentation.from_config(config.augment, config.data.mean, (16, 16)),
         diagnostics=config.diagnostics,
         axis_name=axis_name,
     )

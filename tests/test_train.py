@@ -120,6 +120,20 @@ def test_trains_on_photographs(tmp_path, small_config, photographs):
     assert records(tmp_path / "run")[-1]["split"] == "test"
 
 
+def test_the_same_photograph_in_two_splits_is_reported_by_name(tmp_path, small_config, photographs, capsys):
+    paths = [f"train/{label}/{i}.png" for label in ("cat", "dog") for i in range(12)]
+    root = photographs(*paths, *(f"test/{label}/{i}.png" for label in ("cat", "dog") for i in range(5)))
+    for copy in ("test/cat/2.png", "test/dog/4.png"):  # between another class and another split
+        (root / copy).write_bytes((root / "train" / "cat" / "3.png").read_bytes())
+    small_config.data.update({"name": "folder", "dir": str(root), "train_examples": 0, "validation": 0})
+    small_config.epochs = 1
+    assert train(small_config, str(tmp_path / "run")) == 0
+    expected = (
+        f"2 test images are also among the training images (first: {root}/test/cat/2.png = {root}/train/cat/3.png)"
+    )
+    assert f"{expected}; test accuracy may be too high by up to 20 points.\n" in capsys.readouterr().err
+
+
 def test_other_images_are_noticed_when_a_run_goes_on(tmp_path, small_config, photographs):
     paths = [f"{label}/{i}.png" for label in ("cat", "dog") for i in range(20)]
     root = photographs(*paths)

@@ -27,6 +27,9 @@ class Source(Protocol):
     def images(self, indices: Int[np.ndarray, " k"]) -> UInt8[np.ndarray, "k height width 3"]:
         """Returns the images at these positions."""
 
+    def name(self, index: int) -> str:
+        """Returns what to call the image at a position."""
+
 
 @dataclasses.dataclass(frozen=True)
 class ArraySource:
@@ -40,6 +43,10 @@ class ArraySource:
         """Returns the images at these positions."""
         return self.array[indices]
 
+    def name(self, index: int) -> str:
+        """Returns what to call the image at a position."""
+        return f"example {index}"
+
 
 @dataclasses.dataclass(frozen=True)
 class EncodedSource:
@@ -49,7 +56,7 @@ class EncodedSource:
       class_names: one a class.
       labels: one an image.
       items: a path or encoded bytes an image.
-      names: what to call each image in an error.
+      names: what to call each image in a message.
       size: side of the centred square that every image is made into; 0 where all have the same size.
     """
 
@@ -81,6 +88,10 @@ class EncodedSource:
             )
             return np.stack(list(progress))
 
+    def name(self, index: int) -> str:
+        """Returns what to call the image at a position."""
+        return self.names[index]
+
     def _decode(self, index: int) -> np.ndarray:
         item, name = self.items[index], self.names[index]
         if self.size:
@@ -106,6 +117,10 @@ class Split:
     def images(self) -> UInt8[np.ndarray, "n height width 3"]:
         """Decodes all images of the split."""
         return self.source.images(self.indices)
+
+    def name(self, position: int) -> str:
+        """Returns what to call the image at a position of the split."""
+        return self.source.name(int(self.indices[position]))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -29,8 +29,8 @@ class Conv3x3(nn.Module):
     @nn.compact
     def __call__(self, images: Float[Array, "batch height width channels"]) -> Float[Array, "batch h w features"]:
         """Returns the convolution, in `dtype`."""
-        kernel = self.param("kernel", self.kernel_init, (3, 3, images.shape[-1], self.features))
-        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        kernel = self.param("kernel", self.kernel_init, (3, 3, images.shape[-1], self.features), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
         images, kernel, bias = (value.astype(self.dtype) for value in (images, kernel, bias))
         return add_bias(convolve_3x3(images, kernel, self.winograd), bias)
 

@@ -109,7 +109,7 @@ def _read(content: bytes) -> dict[str, np.ndarray]:
     _require(isinstance(tensors, dict), "its object is no dictionary")
     for name, tensor in tensors.items():
         _require(isinstance(tensor, _Tensor), f"{name[:80]} is no tensor")
-    arrays = _read_storages(file, _Interpreter(file).load(), interpreter.storages)
+    arrays = _read_storages(file, content, _Interpreter(file).load(), interpreter.storages)
     return {name: _view(name, tensor, arrays) for name, tensor in tensors.items()}
 
 
@@ -117,10 +117,10 @@ def _is(value: Any, number: int) -> bool:
     return type(value) is int and value == number
 
 
-def _read_storages(file: io.BytesIO, keys: Any, storages: dict[str, _Storage]) -> dict[str, np.ndarray]:
+def _read_storages(file: io.BytesIO, content: bytes, keys: Any, storages: dict[str, _Storage]) -> dict[str, np.ndarray]:
     _require(isinstance(keys, list) and all(isinstance(key, str) for key in keys), "its storages have no list")
     _require(sorted(keys) == sorted(storages), "its storages are not those of its tensors")
-    content, arrays = file.getbuffer(), {}
+    arrays = {}
     for key in keys:
         _, dtype, count = storages[key]
         stored = int.from_bytes(file.read(8), "little", signed=True)

@@ -3,16 +3,20 @@
 Variants: "" or "bfloat16".
 """
 
-from cnn_jax import runtime
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))  # the interpreter may have another checkout, or none
+
+from cnn_jax import runtime  # noqa: E402
 
 runtime.prepare()  # before JAX is imported, as the commands do
-
-from pathlib import Path  # noqa: E402
 
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
 import workload  # noqa: E402
-from flax.traverse_util import flatten_dict  # noqa: E402
+from flax.traverse_util import flatten_dict, unflatten_dict  # noqa: E402
 
 from cnn_jax import config as config_lib  # noqa: E402
 from cnn_jax.data.source import ArraySource, Dataset, Split  # noqa: E402
@@ -20,15 +24,13 @@ from cnn_jax.inference import make_scorer  # noqa: E402
 from cnn_jax.preprocess import Preprocessing  # noqa: E402
 from cnn_jax.trainer import Trainer  # noqa: E402
 
-STAGE = Path(__file__).resolve().parents[2] / "configs" / "batchnorm.py"
-
 
 class Ours:
-    """See `workload.Contender`. It does not take over weights: the others take over its own."""
+    """See `workload.Contender`."""
 
     def __init__(self, variant: str, batch: int, steps: int, device: str):
         """Builds the trainer of stage `batchnorm`; see `workload.Contender`."""
-        config = config_lib.load(STAGE)
+        config = config_lib.load(ROOT / "configs" / "batchnorm.py")
         config.batch_size, config.steps_per_call, config.epochs = batch, steps, 1_000_000
         config.dtype = variant or "float32"
         # A multiple of the chunk, because none crosses an epoch.
@@ -49,8 +51,18 @@ class Ours:
         arrays = {name: np.asarray(value) for name, value in weights.items()}
         arrays["test_loss"] = self.test_loss()
         arrays["rows"] = self._trainer.schedule.rows(self._seed, 0, workload.VERIFIED_STEPS)["index"]
-        arrays["losses"] = [self._update() for _ in range(workload.VERIFIED_STEPS)]
+        arrays["losses"] = self.losses(arrays["rows"])
         np.savez(file, **arrays)
+
+    def load(self, weights: dict[str, np.ndarray]) -> None:
+        """Takes over weights."""
+        params = unflatten_dict(jax.device_put(weights), sep="/")
+        self._state = self._state.replace(params=params)
+
+    def losses(self, rows: np.ndarray) -> list[float]:
+        """Trains a step a row, whose images must be those that the run itself takes, and returns the losses."""
+        np.testing.assert_array_equal(rows, self._trainer.schedule.rows(self._seed, self._now, len(rows))["index"])
+        return [self._update() for _ in rows]
 
     def count(self) -> int:
         """Returns the number of parameters that are trained."""

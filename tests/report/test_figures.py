@@ -152,7 +152,8 @@ def test_filters(shape):
 def test_augmentations():
     config = stage("augment")
     image = np.random.RandomState(0).randint(0, 256, (16, 16, 3)).astype(np.uint8)
-    figure = figures.augmentations(image, Augmentation.from_config(config.augment, config.data.mean), count=5)
+    augment = Augmentation.from_config(config.augment, config.data.mean, image.shape[:2])
+    figure = figures.augmentations(image, augment, count=5)
     assert "as stored" in render(figure)
     shown = [axes.images[0].get_array() for axes in figure.axes if axes.images]
     assert len(shown) == 6
