@@ -5,6 +5,10 @@ streamlit run cnn_jax/app.py -- --workdir=runs/batchnorm
 Uploads stay in memory and go when the visitor does; nothing is written to disk.
 """
 
+from cnn_jax import runtime
+
+runtime.prepare()  # before JAX is imported
+
 import argparse
 import dataclasses
 import re

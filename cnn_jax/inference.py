@@ -5,6 +5,10 @@ classifier = load_classifier("runs/batchnorm")            # or what python -m cn
 probabilities = classifier(["cat.jpg", "dog.png"])      # [2, classes]
 """
 
+from cnn_jax import runtime
+
+runtime.prepare()  # for programs that are not one of the commands; before JAX is imported
+
 import dataclasses
 import os
 from collections.abc import Callable, Sequence

@@ -3,6 +3,7 @@
 This module imports no JAX, so that commands can call `prepare` first. The user's own settings take precedence.
 """
 
+import ctypes
 import hashlib
 import os
 import platform
@@ -11,8 +12,6 @@ import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
-
-from cnn_jax import heap
 
 # Which operations XLA:CPU hands to YNNPACK: a list of types, or changes to the default list. Removed from it are
 # - individual_convolution: YNNPACK's gradients with respect to kernels are slow, Eigen's are not;
@@ -23,6 +22,9 @@ _FLAG, _VALUE = "--xla_cpu_experimental_ynn_fusion_type", "-individual_convoluti
 _DEFAULT_TYPES = {"individual_dot", "individual_convolution", "reduce"}
 _WITH_REDUCTIONS = {"reduce", "dot", "eltwise"}  # the latter two also fuse the reductions that follow them
 _KNOWN = ((0, 10), (0, 12))  # versions of jaxlib that have the flag, on every platform
+
+# glibc's names for what `mallopt` sets (malloc.h).
+_TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
 
 # How /proc/cpuinfo names vector instructions on x86 and on ARM.
 _VECTOR_EXTENSIONS = ("sse", "ssse", "avx", "fma", "f16c", "amx", "asimd", "sve")
@@ -40,6 +42,21 @@ def prepare() -> None:
     """
     if "jax" in sys.modules:  # it has read its environment; the web page runs again and again in one process
         return
+    set_flags()
+    if not any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ):
+        _keep_freed_memory()
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        folder = cache_folder() / "programs" / _machine()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError:
+            return
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
+        os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+
+
+def set_flags() -> None:
+    """Adds to `XLA_FLAGS` what `prepare` describes; JAX must not have been imported."""
     given = _given_flags()
     values = re.findall(rf"{_FLAG}=[\"']?([\w,+-]*)", given)
     if not values and _flag_is_known():
@@ -50,16 +67,6 @@ def prepare() -> None:
             f"{_FLAG}={_VALUE}.",
             file=sys.stderr,
         )
-    if not any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ):
-        heap.keep_freed_memory()
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        folder = cache_folder() / "programs" / _machine()
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError:
-            return
-        os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
-        os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
 
 def processor() -> str:
@@ -103,6 +110,17 @@ def _allows_reductions(value: str) -> bool:
         return bool(names & _WITH_REDUCTIONS)
     added, removed = ({name[1:] for name in names if name[0] == sign} for sign in "+-")
     return bool(((_DEFAULT_TYPES | added) - removed) & _WITH_REDUCTIONS)
+
+
+def _keep_freed_memory() -> None:
+    """Stops malloc from returning large blocks to the system; does nothing where malloc is not glibc's.
+
+    XLA:CPU allocates what a step needs and frees it after the step. By default glibc takes such blocks from the system
+    and returns them, and the system clears every page again.
+    """
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):  # musl has none
+        for parameter, value in ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, 2**31 - 1), (_ARENA_MAX, 1)):
+            libc.mallopt(parameter, value)
 
 
 def _flag_is_known() -> bool:

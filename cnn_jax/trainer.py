@@ -14,7 +14,7 @@ from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
 from cnn_jax import config as config_lib
-from cnn_jax import data, dispatch, heap, lanes, models, rng, step, weights
+from cnn_jax import data, dispatch, lanes, models, rng, step, weights
 from cnn_jax.augment import Augmentation
 from cnn_jax.checkpoint import FINGERPRINT
 from cnn_jax.data.duplicates import Duplicates
@@ -68,7 +68,6 @@ class Trainer:
         for split in SPLITS[:2]:
             self._read(split)
         self._arrays: dict[tuple[str, bool], dict[str, jax.Array]] = {}
-        self._ran: set[str] = set()  # programs that have run, and so are compiled
         stored = self._images["train"]["image"]
         self.image_size = jax.eval_shape(self._preprocess, stored[:1]).shape[1:3]
         self.metadata = {
@@ -197,7 +196,7 @@ class Trainer:
         rows = lanes.stack_rows(rows) if self._lanes else rows[0]
         arrays = self._inputs(state.variables, "train", now)
         state, metrics = phase.train(state, rows, arrays, self._key)
-        values = self._fetch(metrics, f"train from step {phase.start}")
+        values = self._fetch(metrics)
         return stop, state, values | {"learning_rate": phase.learning_rate(stop - 1)}
 
     def evaluate(self, variables: PyTree, split: str, now: int = 0) -> dict[str, Any]:
@@ -209,7 +208,7 @@ class Trainer:
           now: the step that `variables` are of: where its phase freezes the backbone, features are reused.
         """
         arrays = self._inputs(variables, split, max(now - 1, 0))
-        return self._fetch(self._evaluate(variables, arrays), split) if len(arrays["label"]) else {}
+        return self._fetch(self._evaluate(variables, arrays)) if len(arrays["label"]) else {}
 
     def _inputs(
         self, variables: PyTree, split: str, now: int, stop: Callable[[], bool] = lambda: False
@@ -239,12 +238,9 @@ class Trainer:
         """Returns the part of a state, or of variables, that belongs to one seed."""
         return lanes.take(tree, index) if self._lanes else tree
 
-    def _fetch(self, metrics: Any, program: str) -> dict[str, Any]:
-        """Returns the values of metrics that a program computed, which is named by what it was compiled for."""
+    def _fetch(self, metrics: Any) -> dict[str, Any]:
+        """Returns the values of metrics; waits for them."""
         values = jax.device_get(self._summarise(metrics))
-        if program not in self._ran:
-            self._ran.add(program)
-            heap.retire_holes()
         values = {name: values[name] for name in (*NAMES, *sorted(values.keys() - NAMES))}
         return lanes.spread(values) if self._lanes else {name: float(value) for name, value in values.items()}
 

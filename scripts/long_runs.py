@@ -1,4 +1,4 @@
-"""Trains the runs behind the tables of this repository, one per core, in a fixed order, over as many sessions as needed.
+"""Trains the runs behind the tables of this repository, one per core, in a fixed order, over several sessions.
 
     python scripts/long_runs.py --runs=DIR --data=DIR [--plan=glance,small0,full,...] [--dry_run]
 

@@ -130,3 +130,24 @@ def test_the_trial_tells_known_flags_from_unknown_ones(monkeypatch, flag, known)
     monkeypatch.setattr(metadata, "version", lambda name: "9.9")
     monkeypatch.setattr(runtime, "_FLAG", flag)
     assert runtime._flag_is_known() == known
+
+
+@pytest.mark.parametrize("name", [None, "MALLOC_ARENA_MAX", "GLIBC_TUNABLES"])
+def test_malloc_is_left_alone_where_the_user_configures_it(monkeypatch, name):
+    calls = []
+    monkeypatch.setattr(runtime, "_keep_freed_memory", lambda: calls.append(1))
+    monkeypatch.delitem(sys.modules, "jax")  # as before its import
+    monkeypatch.setenv("XLA_FLAGS", "")
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "unused")
+    for variable in [key for key in os.environ if key.startswith(("MALLOC_", "GLIBC_"))]:
+        monkeypatch.delenv(variable)
+    if name:
+        monkeypatch.setenv(name, "1")
+    runtime.prepare()
+    assert calls == ([] if name else [1])
+
+
+def test_a_program_that_only_predicts_is_set_up_too(user_environment):
+    code = "import os; import cnn_jax.inference; print(os.environ['XLA_FLAGS'])"
+    done = subprocess.run([sys.executable, "-c", code], env=user_environment(), capture_output=True, text=True)
+    assert (FLAG in done.stdout) == runtime._flag_is_known(), done.stderr
