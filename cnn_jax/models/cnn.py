@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from cnn_jax.errors import UserError
-from cnn_jax.models.layers import BatchNorm, Conv3x3
+from cnn_jax.models.layers import BatchNorm, Conv
 from cnn_jax.ops.pool import max_pool
 
 
@@ -60,7 +60,7 @@ class CNN(nn.Module):
         for block, width in enumerate(self.widths, 1):
             for conv in range(1, self.convs_per_block + 1):
                 name = f"conv{block}_{conv}"
-                layer = Conv3x3(width, self.dtype, nn.initializers.glorot_uniform(), self.winograd, name=name)
+                layer = Conv(width, self.dtype, nn.initializers.glorot_uniform(), self.winograd, name=name)
                 x = self._activate(layer(x), name, train)
             x = max_pool(x)
             x = nn.Dropout(next(rates))(x, deterministic=not train)

@@ -1,6 +1,6 @@
 """Layers whose parameters, statistics and results are Flax's, with operations that are fast on a CPU too."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -11,8 +11,8 @@ from cnn_jax.ops.conv import convolve_3x3
 from cnn_jax.ops.sums import add_bias
 
 
-class Conv3x3(nn.Module):
-    """`nn.Conv(features, (3, 3))`: stride 1, zero-padded to the same size, with a bias.
+class Conv(nn.Module):
+    """A 3x3 convolution at stride 1, zero-padded to the same size, with a bias: `nn.Conv(features, (3, 3))`.
 
     Attributes:
       features: output channels.
@@ -21,6 +21,7 @@ class Conv3x3(nn.Module):
       winograd: on a CPU, use Winograd's algorithm where it is faster; see `cnn_jax.ops.conv.convolve_3x3`.
     """
 
+    kernel_size: ClassVar[tuple[int, int]] = (3, 3)
     features: int
     dtype: Any = jnp.float32
     kernel_init: Any = nn.initializers.lecun_normal()
@@ -29,7 +30,9 @@ class Conv3x3(nn.Module):
     @nn.compact
     def __call__(self, images: Float[Array, "batch height width channels"]) -> Float[Array, "batch h w features"]:
         """Returns the convolution, in `dtype`."""
-        kernel = self.param("kernel", self.kernel_init, (3, 3, images.shape[-1], self.features), jnp.float32)
+        kernel = self.param(
+            "kernel", self.kernel_init, (*self.kernel_size, images.shape[-1], self.features), jnp.float32
+        )
         bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
         images, kernel, bias = (value.astype(self.dtype) for value in (images, kernel, bias))
         return add_bias(convolve_3x3(images, kernel, self.winograd), bias)
