@@ -1,17 +1,19 @@
 #!/usr/bin/env bash
 # From nothing but Python to a trained network: installs, trains on handwritten digits, says what to try next.
 #   bash scripts/quickstart.sh [--config.KEY=VALUE ...]
-# WORKDIR chooses where the run goes. The same command again goes on with it, or prints its result.
+# WORKDIR chooses where the run goes. The same command again resumes it, or prints its result.
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 ensure_env ""
 workdir=${WORKDIR:-runs/quickstart}
 "$VENV/bin/python" -m cnn_jax.main --config=configs/quickstart.py --workdir="$workdir" "$@"
+"$VENV/bin/python" -c 'import sys; sys.exit(sys.version_info < (3, 12))' ||
+  echo "Python 3.12 and 3.13 get a newer JAX, which trains up to 11 % faster on a CPU: PYTHON=python3.13 VENV=.venv313 bash $0"
 cat <<TEXT
 
 What next?
   how good is it?   $VENV/bin/python -m cnn_jax.evaluate --workdir=$workdir --report=$workdir/report
   CIFAR-10:         $VENV/bin/python -m cnn_jax.main --config=configs/batchnorm.py --workdir=runs/batchnorm
-                    (a small bite of it: --config.data.train_examples=5000 --config.epochs=10)
+                    (a small part of it: --config.data.train_examples=5000 --config.epochs=10)
   your photographs: $VENV/bin/python -m cnn_jax.main --config=configs/batchnorm.py --workdir=runs/mine \\
                       --config.data.name=folder --config.data.dir=DIR     with DIR/CLASS/*.jpg
   ask it:           $VENV/bin/python -m cnn_jax.predict --workdir=runs/mine IMAGE...
