@@ -15,9 +15,9 @@ ROUNDING = 3e-5
 # Where rounding moves an activation past zero, or past its neighbour in max-pooling, the gradient goes elsewhere. One
 # such activation changes a leaf by about 1e-3; without BatchNorm there are one or two.
 STEP = {"optimizer": 5e-3, "params": 1e-4}
-# XLA's sums over the 32,768 values of a channel are right to 3e-5, which moves more activations: 1e-2 was measured.
-# A single value left out of a sum changes statistics by 7e-4 and gradients by 7e-2.
-STEP_WITH_BATCH_NORM = {"statistics": 1e-4, "optimizer": 3e-2, "params": 3e-3}
+# BatchNorm enlarges that: 1e-2 was measured. A single value left out of the sum of a channel changes statistics by 7e-4
+# and gradients by 7e-2.
+STEP_WITH_BATCH_NORM = {"optimizer": 3e-2, "params": 3e-3}
 TOLERANCES = {
     **dict.fromkeys(STAGES, STEP_WITH_BATCH_NORM),
     "basic": STEP,
