@@ -103,5 +103,5 @@ def _shifts(padded: Array, rows: int, columns: int, strides: tuple[int, int]) ->
     ]
 
 
-# XLA would otherwise compute it anew wherever it is used.
+# XLA would otherwise compute it again wherever it is used.
 _materialise = lax.optimization_barrier

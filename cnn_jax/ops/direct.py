@@ -2,7 +2,7 @@
 
 That is a convolution too: of the images with the gradient of the outputs, which XLA turns into one whose batch are
 channels. One of the two must be transposed to have the batch of examples last. XLA transposes the images, and where
-these come from BatchNorm it computes that anew for every element, in an order that misses the caches: with 32 channels
+these come from BatchNorm it computes that again for every element, in an order that misses the caches: with 32 channels
 of 32x32 pixels, 28 ms of a step of 128 images on one core, where the convolution itself takes 28. The gradient of the
 outputs lies in memory already, and takes 8 (jax 0.10.2).
 """

@@ -54,10 +54,10 @@ def _first_maximum(
 def _keep(place: UInt8[Array, "..."]) -> UInt8[Array, "..."]:
     """Returns places unchanged, by an operation that XLA does not repeat.
 
-    What is cheap XLA computes again wherever it is used: for the gradient of every pixel, the four values of its window
-    from the output of the convolution. That was a sixth of a train step. An integer remainder by an unknown number
-    counts as expensive, and of 0 to 3 by one from 4 to 7 it changes nothing. `lax.optimization_barrier` does not help:
-    on a CPU it is removed before operations are fused.
+    XLA computes cheap values again wherever they are used: here, for the gradient of every pixel, the four values of
+    its window from the output of the convolution, a sixth of a train step. It does not repeat an integer remainder
+    whose divisor is unknown, and dividing 0 to 3 by 4 to 7 leaves them as remainders. `lax.optimization_barrier` does
+    not help: on a CPU it is removed before operations are fused.
     """
     unknown = jax.lax.slice_in_dim(place, 0, 1, axis=-1) | jnp.uint8(
         4
