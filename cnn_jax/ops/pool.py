@@ -56,10 +56,9 @@ def _keep(place: UInt8[Array, "..."]) -> UInt8[Array, "..."]:
 
     XLA computes cheap values again wherever they are used: here, for the gradient of every pixel, the four values of
     its window from the output of the convolution, a sixth of a train step. It does not repeat an integer remainder
-    whose divisor is unknown, and dividing 0 to 3 by 4 to 7 leaves them as remainders. `lax.optimization_barrier` does
+    by an unknown number, and dividing 0 to 3 by 4 to 7 leaves them as remainders. `lax.optimization_barrier` does
     not help: on a CPU it is removed before operations are fused.
     """
-    unknown = jax.lax.slice_in_dim(place, 0, 1, axis=-1) | jnp.uint8(
-        4
-    )  # of its own pixel: examples may be on several devices
-    return place % unknown
+    # From the same pixel, because examples and rows may be on several devices.
+    divisor = jax.lax.slice_in_dim(place, 0, 1, axis=-1) | jnp.uint8(4)
+    return place % divisor
