@@ -60,3 +60,13 @@ def test_exports_with_a_symbolic_batch():
     exported = jax.export.export(jax.jit(max_pool))(jax.ShapeDtypeStruct(shape, jnp.float32))
     x = images((3, 5, 4, 2))
     np.testing.assert_array_equal(exported.call(x), plain(x))
+
+
+def test_the_places_are_not_computed_again_for_the_gradient():
+    """XLA keeps them in memory, a byte per window: see `cnn_jax.ops.pool._keep`."""
+    x, weight = images((2, 8, 8, 4)), images((2, 4, 4, 4), seed=1)
+    loss = lambda x: (max_pool(jnp.sin(x)) * weight).sum()  # noqa: E731
+    program = jax.jit(jax.grad(loss)).lower(x).compile().as_text()
+    assert "remainder" in program
+    results = [line.split(" = ")[1] for line in program.splitlines() if " = u8[2,4,4,4]" in line and "fusion(" in line]
+    assert results
