@@ -17,7 +17,9 @@ Channels = Float[Array, " channels"]
 Values = Float[Array, "*axes channels"]
 
 
-def batch_norm(x: Values, scale: Channels, bias: Channels, epsilon: float) -> tuple[Values, Channels, Channels]:
+def batch_norm(
+    x: Values, scale: Channels, bias: Channels, epsilon: float, axis_name: str | None = None
+) -> tuple[Values, Channels, Channels]:
     """Normalises every channel to mean 0 and variance 1 over the batch, then scales and shifts it.
 
     Args:
@@ -25,20 +27,25 @@ def batch_norm(x: Values, scale: Channels, bias: Channels, epsilon: float) -> tu
       scale: multiplies the normalised values.
       bias: is added after that.
       epsilon: added to the variance.
+      axis_name: the axis of `jax.pmap` over which the batch is spread; None for none.
 
     Returns:
       The result, float32 or better, and the mean and the (biased) variance of each channel. On a CPU the derivative
       exists in reverse mode alone.
     """
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    plain, fast = (functools.partial(f, epsilon=epsilon) for f in (_plain, _fast))
+    plain, fast = (functools.partial(f, epsilon=epsilon, axis_name=axis_name) for f in (_plain, _fast))
     return lax.platform_dependent(x, scale, bias, cpu=fast, default=plain)
 
 
-def _plain(x, scale, bias, epsilon):
+def _plain(x, scale, bias, epsilon, axis_name):
     axes = tuple(range(x.ndim - 1))
-    mean, square = x.mean(axes), (x * x).mean(axes)
+    mean, square = _over_devices((x.mean(axes), (x * x).mean(axes)), axis_name)
     return _normalise(x, scale, bias, epsilon, mean, square)
+
+
+def _over_devices(means, axis_name):
+    return means if axis_name is None else lax.pmean(means, axis_name)
 
 
 def _normalise(x, scale, bias, epsilon, mean, square):
@@ -48,22 +55,23 @@ def _normalise(x, scale, bias, epsilon, mean, square):
     return y, mean, variance
 
 
-def _fast(x, scale, bias, epsilon):
-    return _batch_norm(x, scale, bias, epsilon)
+def _fast(x, scale, bias, epsilon, axis_name):
+    return _batch_norm(x, scale, bias, epsilon, axis_name)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _batch_norm(x, scale, bias, epsilon):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _batch_norm(x, scale, bias, epsilon, axis_name):
     count = x.size // x.shape[-1]
-    return _normalise(x, scale, bias, epsilon, channel_sum(x) / count, channel_sum(x * x) / count)
+    mean, square = _over_devices((channel_sum(x) / count, channel_sum(x * x) / count), axis_name)
+    return _normalise(x, scale, bias, epsilon, mean, square)
 
 
-def _forward(x, scale, bias, epsilon):
-    y, mean, variance = _batch_norm(x, scale, bias, epsilon)
+def _forward(x, scale, bias, epsilon, axis_name):
+    y, mean, variance = _batch_norm(x, scale, bias, epsilon, axis_name)
     return (y, mean, variance), (x, scale, mean, variance)
 
 
-def _backward(epsilon, saved, gradients):
+def _backward(epsilon, axis_name, saved, gradients):
     x, scale, mean, variance = saved
     of_y, of_mean, of_variance = gradients
     count = x.size // x.shape[-1]
@@ -74,6 +82,7 @@ def _backward(epsilon, saved, gradients):
     # Through y itself, and through the mean and the variance of each channel.
     constant = (of_mean - inverse * scale * of_bias) / count
     slope = (2 * of_variance - inverse**3 * scale * product) / count
+    constant, slope = _over_devices((constant, slope), axis_name)
     of_x = of_y * spread(inverse * scale) + spread(constant) + centred * spread(slope)
     return of_x, product * inverse, of_bias
 
