@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from cnn_jax.ops.batch_norm import batch_norm
+from cnn_jax.ops.batch_norm import batch_norm, normalise
 from cnn_jax.ops.conv import convolve_3x3
 from cnn_jax.ops.sums import add_bias
 
@@ -45,14 +45,15 @@ class BatchNorm(nn.BatchNorm):
     def __call__(self, x: Float[Array, "*axes channels"], use_running_average: bool | None = None) -> Array:
         """Returns `x`, normalised by the running statistics, or by those of the batch, which then update the former."""
         use_running_average = nn.merge_param("use_running_average", self.use_running_average, use_running_average)
-        if use_running_average or self.is_initializing():
-            return super().__call__(x, use_running_average=use_running_average)
         channels = x.shape[-1]
         mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,))
         variance = self.variable("batch_stats", "var", jnp.ones, (channels,))
         scale = self.param("scale", self.scale_init, (channels,)) if self.use_scale else jnp.ones(channels)
         bias = self.param("bias", self.bias_init, (channels,)) if self.use_bias else jnp.zeros(channels)
-        y, batch_mean, batch_variance = batch_norm(x, scale, bias, self.epsilon, self.axis_name)
-        mean.value = self.momentum * mean.value + (1 - self.momentum) * batch_mean
-        variance.value = self.momentum * variance.value + (1 - self.momentum) * batch_variance
+        if use_running_average or self.is_initializing():
+            y = normalise(x, scale, bias, mean.value, variance.value, self.epsilon)
+        else:
+            y, batch_mean, batch_variance = batch_norm(x, scale, bias, self.epsilon, self.axis_name)
+            mean.value = self.momentum * mean.value + (1 - self.momentum) * batch_mean
+            variance.value = self.momentum * variance.value + (1 - self.momentum) * batch_variance
         return y.astype(self.dtype or x.dtype)

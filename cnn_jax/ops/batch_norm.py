@@ -40,19 +40,23 @@ def batch_norm(
 
 def _plain(x, scale, bias, epsilon, axis_name):
     axes = tuple(range(x.ndim - 1))
-    mean, square = _over_devices((x.mean(axes), (x * x).mean(axes)), axis_name)
-    return _normalise(x, scale, bias, epsilon, mean, square)
+    return _by_moments(x, scale, bias, epsilon, _over_devices((x.mean(axes), (x * x).mean(axes)), axis_name))
 
 
 def _over_devices(means, axis_name):
     return means if axis_name is None else lax.pmean(means, axis_name)
 
 
-def _normalise(x, scale, bias, epsilon, mean, square):
+def _by_moments(x, scale, bias, epsilon, moments):
+    mean, square = moments
     variance = jnp.maximum(square - mean * mean, 0)
+    return normalise(x, scale, bias, mean, variance, epsilon), mean, variance
+
+
+def normalise(x: Values, scale: Channels, bias: Channels, mean: Channels, variance: Channels, epsilon: float) -> Values:
+    """Returns `(x - mean) / sqrt(variance + epsilon) * scale + bias`, float32 or better; see `batch_norm`."""
     spread = functools.partial(jnp.expand_dims, axis=tuple(range(x.ndim - 1)))
-    y = (x - spread(mean)) * spread(lax.rsqrt(variance + epsilon) * scale) + spread(bias)
-    return y, mean, variance
+    return (x - spread(mean)) * spread(lax.rsqrt(variance + epsilon) * scale) + spread(bias)
 
 
 def _fast(x, scale, bias, epsilon, axis_name):
@@ -62,8 +66,8 @@ def _fast(x, scale, bias, epsilon, axis_name):
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def _batch_norm(x, scale, bias, epsilon, axis_name):
     count = x.size // x.shape[-1]
-    mean, square = _over_devices((channel_sum(x) / count, channel_sum(x * x) / count), axis_name)
-    return _normalise(x, scale, bias, epsilon, mean, square)
+    moments = _over_devices((channel_sum(x) / count, channel_sum(x * x) / count), axis_name)
+    return _by_moments(x, scale, bias, epsilon, moments)
 
 
 def _forward(x, scale, bias, epsilon, axis_name):
