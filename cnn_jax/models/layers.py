@@ -34,7 +34,7 @@ class Conv(nn.Module):
             "kernel", self.kernel_init, (*self.kernel_size, images.shape[-1], self.features), jnp.float32
         )
         bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
-        images, kernel, bias = (value.astype(self.dtype) for value in (images, kernel, bias))
+        images, kernel, bias = (jnp.asarray(value, self.dtype) for value in (images, kernel, bias))
         return add_bias(convolve_3x3(images, kernel, self.winograd), bias)
 
 
@@ -50,8 +50,9 @@ class BatchNorm(nn.BatchNorm):
         variance = self.variable("batch_stats", "var", jnp.ones, (channels,))
         scale = self.param("scale", self.scale_init, (channels,)) if self.use_scale else jnp.ones(channels)
         bias = self.param("bias", self.bias_init, (channels,)) if self.use_bias else jnp.zeros(channels)
+        x, scale, bias = map(jnp.asarray, (x, scale, bias))  # weights may be NumPy's
         if use_running_average or self.is_initializing():
-            y = normalise(x, scale, bias, mean.value, variance.value, self.epsilon)
+            y = normalise(x, scale, bias, jnp.asarray(mean.value), jnp.asarray(variance.value), self.epsilon)
         else:
             y, batch_mean, batch_variance = batch_norm(x, scale, bias, self.epsilon, self.axis_name)
             mean.value = self.momentum * mean.value + (1 - self.momentum) * batch_mean
