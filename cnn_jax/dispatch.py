@@ -23,7 +23,7 @@ def make_chunk(body: Body, *, scan: bool | None = None) -> Body:
     Args:
       body: pure; takes the carry, one row (a pytree of arrays) and the constants; returns the next carry, whose
         buffers it may reuse: the carry that went in is donated.
-      scan: True for one program a chunk, False for one a step; None decides by device kind. In every step the
+      scan: True for one program per chunk, False for one per step; None decides by device kind. In every step the
         two agree to rounding.
     """
     if scans_well() if scan is None else scan:

@@ -116,7 +116,7 @@ class Worker:
 
 @contextlib.contextmanager
 def leaving_out(name: str, failed: dict[str, str]) -> Iterator[None]:
-    """Notes in `failed` why a contender fails, and goes on without it."""
+    """Records in `failed` why a contender fails, and leaves it out."""
     try:
         yield
     except Failed as error:
