@@ -24,13 +24,14 @@ import streamlit as st
 from PIL import Image
 from starlette.formparsers import MultiPartParser
 
-from cnn_jax import images, scores
+from cnn_jax.data import images
 from cnn_jax.errors import UserError
+from cnn_jax.evaluation import scores
 from cnn_jax.inference import Classifier, load_classifier
+from cnn_jax.inference.saliency import make_saliency, overlay
 from cnn_jax.page import cards, pictures, wording
 from cnn_jax.page.evaluation import read_temperature, show_evaluation
 from cnn_jax.page.pictures import Picture
-from cnn_jax.saliency import make_saliency, overlay
 
 MAX_PICTURES = 12  # at once; each takes a screen
 BARS = 5
@@ -45,7 +46,7 @@ class Network:
     Attributes:
       classifier: compiled for one image at a time.
       see: compiled: uint8 `[1, height, width, 3]` to what the network sees, in [0, 1].
-      saliency: see `cnn_jax.saliency`; it is compiled when it is first asked for.
+      saliency: see `cnn_jax.inference.saliency`; it is compiled when it is first asked for.
     """
 
     classifier: Classifier
@@ -220,7 +221,7 @@ def read_pictures(
     Args:
       classifier: whose size the pictures get.
       sources: of each its identity, its name, and a function that decodes it.
-      fit: see `cnn_jax.images.fit`.
+      fit: see `cnn_jax.data.images.fit`.
     """
     known = st.session_state.get("pictures", {})
     # What is no longer on the page is forgotten.

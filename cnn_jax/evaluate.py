@@ -23,18 +23,18 @@ _REPORT = flags.DEFINE_string("report", None, "Folder for a page (index.html) an
 def main() -> int:
     """Scores, prints, writes; returns the exit status."""
     step = cli.parse_step(_STEP.value)
-    from cnn_jax import examples, inference  # after the flags are parsed: see cnn_jax/main.py
-    from cnn_jax.report import results
+    from cnn_jax import inference  # after the flags are parsed: see cnn_jax/main.py
+    from cnn_jax.evaluation import dataset, results
 
     workdir = Path(_WORKDIR.value).expanduser()
     if workdir.is_file():
         raise UserError(f"{workdir} is a file: --workdir takes the folder of a run.")
     folder = _make_folder(_REPORT.value) if _REPORT.value else None
     classifier = inference.load_classifier(workdir, step=step, lane=_LANE.value)
-    scored = examples.load(classifier, _SPLIT.value, _NAME.value, _DIR.value)
+    scored = dataset.load(classifier, _SPLIT.value, _NAME.value, _DIR.value)
     if not len(scored):
         raise UserError(f"The {scored.split} split of {scored.name} is empty: take another --split.")
-    log_probs = examples.predict(classifier, scored)
+    log_probs = dataset.predict(classifier, scored)
     result = {"checkpoint": str(step)} | results.measure(classifier, scored, log_probs, workdir)
     results.show(result, workdir)
     written = [results.write(result, workdir)]

@@ -30,11 +30,10 @@ def main() -> None:
 
     import numpy as np
 
-    from cnn_jax import exported
-    from cnn_jax.inference import load_classifier
+    from cnn_jax.inference import artifact, load_classifier
 
     classifier = load_classifier(_WORKDIR.value, step=step, lane=_LANE.value)
-    header = exported.write(output, classifier.log_probabilities, classifier.metadata, classifier.step)
+    header = artifact.write(output, classifier.log_probabilities, classifier.metadata, classifier.step)
     images = np.random.default_rng(0).integers(0, 256, (2, *classifier.input_size, 3), np.uint8)
     difference = np.abs(load_classifier(output)(images) - classifier(images)).max()
     if not difference <= LARGEST_DIFFERENCE:

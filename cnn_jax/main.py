@@ -14,7 +14,7 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints, metrics
 
 def main() -> int:
     """Trains, and returns the exit status."""
-    from cnn_jax.train import train  # after the flags are parsed: a mistyped one is answered without loading JAX
+    from cnn_jax.training.loop import train  # after parsing: a mistyped flag is reported without loading JAX
 
     return train(_CONFIG.value, _WORKDIR.value)
 

@@ -21,7 +21,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from cnn_jax import cli, images
+from cnn_jax import cli
+from cnn_jax.data import images
 from cnn_jax.errors import UserError
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a trained run.")
@@ -50,13 +51,15 @@ def main(arguments: Sequence[str]) -> int:
         raise UserError(f"There is no file {_MODEL.value}: python -m cnn_jax.export --output={_MODEL.value} makes one.")
     step, names = cli.parse_step(_STEP.value), images.find(arguments)
 
-    from cnn_jax import answers  # after the flags are checked: a mistyped one is answered without loading JAX
-    from cnn_jax.inference import load_classifier
+    from cnn_jax.inference import (
+        batch,  # after the checks: a mistyped flag is reported without loading JAX
+        load_classifier,
+    )
 
     classifier = load_classifier(_MODEL.value or _WORKDIR.value, step=step, lane=_LANE.value)
     unreadable = 0
     with _silent_libraries(), _Output(classifier.class_names, names) as output:
-        for answer in answers.stream(classifier, names, fit=_FIT.value, mirror=_MIRROR.value):
+        for answer in batch.stream(classifier, names, fit=_FIT.value, mirror=_MIRROR.value):
             unreadable += bool(answer.error)
             output.write(answer)
     return 1 if unreadable else 0

@@ -64,13 +64,13 @@ def get_config() -> ConfigDict:
                 "schedule": "constant",  # or "linear" or "cosine", to zero
                 "warmup_epochs": 0.0,
                 "groups": (),  # ((pattern, factor), ...): the learning rate of these modules times the factor
-                "muon": {  # see cnn_jax/muon.py
+                "muon": {  # see cnn_jax/training/muon.py
                     "momentum": 0.95,  # in the place of optimizer.momentum, for convolutions
                     "steps": 5,  # of the iteration that makes updates orthogonal
                     "keep_norms": False,  # hold kernels at one size; for networks with BatchNorm
                 },
             },
-            "average": {  # of the weights; see cnn_jax/average.py
+            "average": {  # of the weights; see cnn_jax/training/ema.py
                 "decay": 0.0,  # what an update keeps of the average; 0: none
                 "every": 1,  # steps between updates
                 "ramp": 0.0,  # the decay is multiplied by this power of the share of the run that is done

@@ -38,7 +38,7 @@ def make(way: str, seeds: int, batch_size: int, steps: int):
     import measuring  # isort: skip  before JAX, for which it sets up the compiler
     import jax
 
-    from cnn_jax import lanes
+    from cnn_jax.parallel import lanes
 
     convolution = (
         mock.patch("jax.lax.conv_general_dilated", as_patches) if way == "patches" else contextlib.nullcontext()

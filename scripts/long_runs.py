@@ -21,7 +21,7 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from cnn_jax.summaries import read_metrics  # noqa: E402
+from cnn_jax.workdir.records import read_metrics  # noqa: E402
 
 LADDER = ("basic", "baseline", "batchnorm", "dropout", "dropout_scheduled", "augment")
 

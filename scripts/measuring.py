@@ -23,9 +23,8 @@ def trainer(stage: str, examples: int = 1024, **changes: Any):
       **changes: keys of the configuration, with __ for the dots.
     """
     from cnn_jax import config as config_lib
-    from cnn_jax import data
-    from cnn_jax.data.source import ArraySource, Split
-    from cnn_jax.trainer import Trainer
+    from cnn_jax.data.splits import ArraySource, Dataset, Split
+    from cnn_jax.training.experiment import Trainer
 
     config = config_lib.load(ROOT / "configs" / f"{stage}.py")
     config.update_from_flattened_dict({key.replace("__", "."): value for key, value in changes.items()})
@@ -35,11 +34,11 @@ def trainer(stage: str, examples: int = 1024, **changes: Any):
     images = generator.randint(0, 256, (examples, 32, 32, 3)).astype(np.uint8)
     labels = generator.randint(0, 10, examples).astype(np.int32)
     split = Split(ArraySource(names, labels, images), np.arange(examples))
-    return Trainer(config, data.Dataset("random", names, split, split, split))
+    return Trainer(config, Dataset("random", names, split, split, split))
 
 
 def machine() -> dict[str, Any]:
     """Returns what a number was measured on."""
-    from cnn_jax import provenance
+    from cnn_jax.workdir import provenance
 
     return provenance.collect()

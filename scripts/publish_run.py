@@ -15,10 +15,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from cnn_jax import provenance  # noqa: E402
 from cnn_jax.errors import UserError  # noqa: E402
-from cnn_jax.summaries import METRICS_FILE, read_metrics  # noqa: E402
-from cnn_jax.train import CONFIG_FILE, TIMES_FILE  # noqa: E402
+from cnn_jax.training.loop import CONFIG_FILE, TIMES_FILE  # noqa: E402
+from cnn_jax.workdir import provenance  # noqa: E402
+from cnn_jax.workdir.records import METRICS_FILE, read_metrics  # noqa: E402
 
 FILES = (CONFIG_FILE, METRICS_FILE, TIMES_FILE, provenance.FILE)
 

@@ -18,9 +18,9 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from cnn_jax import config as config_lib  # noqa: E402
-from cnn_jax import provenance  # noqa: E402
-from cnn_jax.metrics import NAMES  # noqa: E402
-from cnn_jax.summaries import read_metrics  # noqa: E402
+from cnn_jax.training.metrics import NAMES  # noqa: E402
+from cnn_jax.workdir import provenance  # noqa: E402
+from cnn_jax.workdir.records import read_metrics  # noqa: E402
 
 STAGES = ("basic", "baseline", "batchnorm", "dropout", "dropout_scheduled", "augment", "quickstart")
 STAGES += ("transfer", "transfer_lite", "transfer_finetune")

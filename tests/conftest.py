@@ -64,12 +64,11 @@ def trained(tmp_path_factory):
 @pytest.fixture(scope="session")
 def exported_model(trained, tmp_path_factory):
     """The path of what `trained` was exported to."""
-    from cnn_jax import exported
-    from cnn_jax.inference import load_classifier
+    from cnn_jax.inference import artifact, load_classifier
 
     path = tmp_path_factory.mktemp("exported") / "model.jaxexport"
     classifier = load_classifier(trained)
-    exported.write(path, classifier.log_probabilities, classifier.metadata, classifier.step)
+    artifact.write(path, classifier.log_probabilities, classifier.metadata, classifier.step)
     return path
 
 

@@ -3,7 +3,7 @@
 python tests/programs.py ours|plain|float64 OUTPUT.npz [PROGRAM...]
 
 - ours: in a process set up by `runtime.prepare`, as the commands are.
-- plain: by XLA alone, without YNNPACK and without the kernels of `cnn_jax.ops`.
+- plain: by XLA alone, without YNNPACK and without the kernels of `cnn_jax.models.ops`.
 - float64: as plain, in double precision except for what the package casts to float32, such as logits, and for
   `SINGLE_PRECISION`.
 
@@ -34,13 +34,13 @@ SINGLE_PRECISION = {"features"}
 
 
 def without_kernels():
-    """Leaves to XLA what `cnn_jax.ops` has kernels for; to be called before the networks are imported."""
+    """Leaves to XLA what `cnn_jax.models.ops` has kernels for; to be called before the networks are imported."""
     import flax.linen as nn
     import jax
 
     jax.lax.platform_dependent = lambda *operands, default, **of_platforms: default(*operands)
 
-    from cnn_jax.ops import pool
+    from cnn_jax.models.ops import pool
 
     pool.max_pool = functools.partial(nn.max_pool, window_shape=(2, 2), strides=(2, 2))
 
@@ -66,9 +66,8 @@ def double_precision():
 def make_trainer(stage, features=None, **changes):
     """The trainer of a stage on random images of 32x32 pixels; `changes` are keys of its configuration, __ for dots."""
     from cnn_jax import config as config_lib
-    from cnn_jax import data
-    from cnn_jax.data.source import ArraySource
-    from cnn_jax.trainer import Trainer
+    from cnn_jax.data.splits import ArraySource, Dataset, Split
+    from cnn_jax.training.experiment import Trainer
 
     config = config_lib.load(ROOT / "configs" / f"{stage}.py")
     config.update_from_flattened_dict({key.replace("__", "."): value for key, value in (SIZES | changes).items()})
@@ -80,8 +79,8 @@ def make_trainer(stage, features=None, **changes):
     images = (squares + generator.randint(0, 64, squares.shape)).astype(np.uint8)
     labels = generator.randint(0, 10, IMAGES).astype(np.int32)
     source = ArraySource(names, labels, images)
-    train, validation = (data.Split(source, np.arange(count)) for count in (IMAGES, VALIDATION))
-    return Trainer(config, data.Dataset("random", names, train, validation, validation), features)
+    train, validation = (Split(source, np.arange(count)) for count in (IMAGES, VALIDATION))
+    return Trainer(config, Dataset("random", names, train, validation, validation), features)
 
 
 def start(trainer):
@@ -136,7 +135,7 @@ def evaluation(**views):
 
 def features():
     """Features of a frozen backbone, and what a step of the head on them leaves."""
-    from cnn_jax.features import FeatureCache
+    from cnn_jax.training.feature_cache import FeatureCache
 
     with tempfile.TemporaryDirectory() as folder:
         trainer = make_trainer("transfer_lite", Path(folder), **BACKBONE)
@@ -153,7 +152,7 @@ def features():
 
 
 def preprocessing(trainer):
-    from cnn_jax.preprocess import Preprocessing
+    from cnn_jax.transforms.preprocess import Preprocessing
 
     return Preprocessing.from_metadata(trainer.metadata["preprocessing"])
 
@@ -162,9 +161,9 @@ def answers():
     """Log-probabilities of an exported model for batches of several sizes, and saliency maps of its network."""
     import jax
 
-    from cnn_jax import exported
-    from cnn_jax.inference import Classifier, make_scorer
-    from cnn_jax.saliency import make_saliency
+    from cnn_jax.inference import Classifier, artifact
+    from cnn_jax.inference.classifier import make_scorer
+    from cnn_jax.inference.saliency import make_saliency
 
     trainer = make_trainer("batchnorm")
     names, images, variables = trainer.dataset.class_names, trainer.dataset.train.images(), start(trainer).variables
@@ -173,8 +172,8 @@ def answers():
     classifier = Classifier(names, (32, 32), preprocessing(trainer), scorer, "", 0, trainer.metadata, model)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.jaxexport"
-        exported.write(path, scorer, trainer.metadata, 0)
-        _, log_probabilities = exported.read(path)
+        artifact.write(path, scorer, trainer.metadata, 0)
+        _, log_probabilities = artifact.read(path)
         exported_model = {str(size): log_probabilities(images[:size]) for size in EXPORTED_BATCHES}
     return {"exported": exported_model, "saliency": make_saliency(classifier)(images[:VALIDATION])}
 

@@ -327,7 +327,7 @@ sys.argv = ["app.py", "--workdir={trained}"]
 from streamlit.testing.v1 import AppTest
 page = AppTest.from_file("cnn_jax/app.py", default_timeout=60).run()
 assert page.file_uploader
-heavy = {{"optax", "tensorflow", "tensorflow_datasets", "sklearn", "matplotlib", "tensorboardX", "cnn_jax.train"}}
+heavy = {{"optax", "tensorflow", "tensorflow_datasets", "sklearn", "matplotlib", "tensorboardX", "cnn_jax.training"}}
 assert not heavy & set(sys.modules), heavy & set(sys.modules)
 """
     done = command("", code=code)

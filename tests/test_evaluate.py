@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cnn_jax import examples, scores
 from cnn_jax.errors import UserError
+from cnn_jax.evaluation import dataset, results, scores
 from cnn_jax.inference import load_classifier
-from cnn_jax.metrics import NAMES
-from cnn_jax.report import html, results
-from cnn_jax.summaries import read_metrics
+from cnn_jax.report import html
+from cnn_jax.training.metrics import NAMES
+from cnn_jax.workdir.records import read_metrics
 
 
 @pytest.fixture(scope="module")
@@ -55,18 +55,18 @@ def test_the_command_gives_what_training_recorded(command, workdir, tmp_path):
 
 
 def test_the_splits_are_those_of_training(classifier, trained):
-    validation = examples.load(classifier, "validation")
-    log_probs = examples.predict(classifier, validation)
+    validation = dataset.load(classifier, "validation")
+    log_probs = dataset.predict(classifier, validation)
     assert scores.loss(log_probs, validation.labels) == pytest.approx(recorded(trained, "validation")["loss"], rel=1e-5)
-    assert len(examples.load(classifier, "train")) == 200
+    assert len(dataset.load(classifier, "train")) == 200
     assert len(validation) == 100
 
 
 def test_the_temperature_is_of_the_validation_split(classifier, tmp_path):
-    test, validation = (examples.load(classifier, split) for split in ("test", "validation"))
-    log_probs = examples.predict(classifier, test)
+    test, validation = (dataset.load(classifier, split) for split in ("test", "validation"))
+    log_probs = dataset.predict(classifier, test)
     result = results.measure(classifier, test, log_probs, tmp_path)
-    assert result["temperature"] == scores.fit_temperature(examples.predict(classifier, validation), validation.labels)
+    assert result["temperature"] == scores.fit_temperature(dataset.predict(classifier, validation), validation.labels)
     calibrated = scores.calibrate(log_probs, result["temperature"])
     assert result["calibrated"]["loss"] == pytest.approx(scores.loss(calibrated, test.labels))
     config = classifier.metadata["config"]
@@ -77,20 +77,20 @@ def test_the_temperature_is_of_the_validation_split(classifier, tmp_path):
 
 @pytest.mark.parametrize("chunk", [1, 100, 359])
 def test_chunks_do_not_matter(classifier, monkeypatch, chunk):
-    test = examples.load(classifier)
+    test = dataset.load(classifier)
     test = dataclasses.replace(test, indices=test.indices[:101], labels=test.labels[:101])
     expected = classifier.score(test.images(slice(None)))
     monkeypatch.setattr(examples, "CHUNK", chunk)
-    np.testing.assert_allclose(examples.predict(classifier, test), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(dataset.predict(classifier, test), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_photographs_are_matched_by_the_name_of_their_class(classifier, photographs, tmp_path):
     root = photographs("7/a.png", "7/b.jpg", "3/c.png", "empty/readme.txt.png")
     shutil.rmtree(root / "empty")
     (root / "empty").mkdir()
-    scored = examples.load(classifier, name="folder", directory=str(root))
+    scored = dataset.load(classifier, name="folder", directory=str(root))
     assert (scored.split, scored.own, scored.labels.tolist()) == ("all", False, [3, 7, 7])
-    log_probs = examples.predict(classifier, scored)
+    log_probs = dataset.predict(classifier, scored)
     paths = [root / "3" / "c.png", root / "7" / "a.png", root / "7" / "b.jpg"]
     np.testing.assert_allclose(np.exp(log_probs), classifier(paths), rtol=1e-4)
     result = results.measure(classifier, scored, log_probs, tmp_path)
@@ -105,26 +105,26 @@ def test_photographs_are_matched_by_the_name_of_their_class(classifier, photogra
 
 def test_a_folder_may_have_splits(classifier, photographs):
     root = photographs("test/1/a.png", "train/2/b.png", "train/2/c.png")
-    assert examples.load(classifier, None, "folder", str(root)).labels.tolist() == [1]
-    assert examples.load(classifier, "train", "folder", str(root)).labels.tolist() == [2, 2]
+    assert dataset.load(classifier, None, "folder", str(root)).labels.tolist() == [1]
+    assert dataset.load(classifier, "train", "folder", str(root)).labels.tolist() == [2, 2]
     with pytest.raises(UserError, match="leave out --split"):
-        examples.load(classifier, "validation", "folder", str(root))
+        dataset.load(classifier, "validation", "folder", str(root))
 
 
 def test_names_are_matched_without_regard_to_capitals():
     labels = np.array([1, 0, 1], np.int32)
-    assert examples.match(labels, ("Dog", "CAT"), ("cat", "dog"), "here").tolist() == [0, 1, 0]
-    assert examples.match(labels, ("a", "A"), ("b", "A", "a"), "here").tolist() == [1, 2, 1]
-    assert examples.match(labels, ("cat", "dog", "unknown but unused"), ("cat", "dog"), "here").tolist() == [1, 0, 1]
+    assert dataset.match(labels, ("Dog", "CAT"), ("cat", "dog"), "here").tolist() == [0, 1, 0]
+    assert dataset.match(labels, ("a", "A"), ("b", "A", "a"), "here").tolist() == [1, 2, 1]
+    assert dataset.match(labels, ("cat", "dog", "unknown but unused"), ("cat", "dog"), "here").tolist() == [1, 0, 1]
     with pytest.raises(UserError, match=r"here has images of bird, which the network does not know.* cat, dog"):
-        examples.match(labels, ("cat", "bird"), ("cat", "dog"), "here")
+        dataset.match(labels, ("cat", "bird"), ("cat", "dog"), "here")
 
 
 def test_class_names_are_text(classifier, tmp_path, capsys):
     names = ("<b>bold</b>", "[red]", ":smile:", "$x$", "&amp;", "猫", "a" * 90, "", "'", "9")
     odd = dataclasses.replace(classifier, class_names=names)
-    test = examples.load(classifier)
-    log_probs = examples.predict(classifier, test)
+    test = dataset.load(classifier)
+    log_probs = dataset.predict(classifier, test)
     result = {"checkpoint": "best"} | results.measure(classifier, test, log_probs, tmp_path)
     result |= results.describe(log_probs, test.labels, names)
     results.show(result, tmp_path)
@@ -178,14 +178,14 @@ def test_one_clear_line(command, trained, photographs, arguments, says):
 def test_a_damaged_photograph_is_named(classifier, photographs):
     root = photographs("1/a.png", "2/b.png")
     (root / "1" / "a.png").write_bytes(b"no image")
-    scored = examples.load(classifier, None, "folder", str(root))
+    scored = dataset.load(classifier, None, "folder", str(root))
     with pytest.raises(UserError, match=r"a\.png: not an image"):
-        examples.predict(classifier, scored)
+        dataset.predict(classifier, scored)
 
 
 def test_only_what_was_chosen_is_decoded(classifier, photographs, tmp_path):
     root = photographs(*(f"1/{i}.png" for i in range(4)))
-    scored = examples.load(classifier, None, "folder", str(root))
+    scored = dataset.load(classifier, None, "folder", str(root))
     Image.new("RGB", (9, 9), "red").save(root / "1" / "2.png")
     (root / "1" / "0.png").unlink()
     assert scored.images(np.array([2])).shape == (1, 32, 32, 3)
@@ -196,9 +196,9 @@ def test_neither_trainer_nor_optimizer(command):
 import sys
 from cnn_jax import evaluate
 light = set(sys.modules)
-from cnn_jax import examples
-from cnn_jax.report import html, results
-heavy = {"cnn_jax.train", "cnn_jax.step", "optax", "tensorflow", "matplotlib.pyplot"} & set(sys.modules)
+from cnn_jax.evaluation import dataset, results
+from cnn_jax.report import html
+heavy = {"cnn_jax.training", "optax", "tensorflow", "matplotlib.pyplot"} & set(sys.modules)
 assert not heavy, heavy
 assert not {"jax", "matplotlib", "rich"} & light
 """

@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from cnn_jax import exported
 from cnn_jax.errors import UserError
-from cnn_jax.inference import load_classifier
+from cnn_jax.inference import artifact, load_classifier
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +94,7 @@ def test_truncated_anywhere(made, copy):
     length = len(made[0].read_bytes())
     for cut in [0, 1, 14, 15, 16, 60, 79, 80, 81, 500, length // 2, length - 1]:
         with pytest.raises(UserError, match=r"is damaged|is cut short|is not an exported model") as raised:
-            exported.read(copy(lambda content, cut=cut: content[:cut]))
+            artifact.read(copy(lambda content, cut=cut: content[:cut]))
         assert "\n" not in str(raised.value)
 
 
@@ -116,7 +115,7 @@ def test_flipped_bits_anywhere(made, copy):
 
     for place in places:
         with pytest.raises(UserError, match=r"is damaged|is not an exported model"):
-            exported.read(copy(lambda content, place=place: flip(content, place)))
+            artifact.read(copy(lambda content, place=place: flip(content, place)))
 
 
 @pytest.mark.parametrize(
@@ -131,7 +130,7 @@ def test_flipped_bits_anywhere(made, copy):
 )
 def test_other_files(copy, change, says):
     with pytest.raises(UserError, match=says):
-        exported.read(copy(change))
+        artifact.read(copy(change))
 
 
 def test_a_program_that_this_jax_cannot_read_names_both_versions(copy):
@@ -144,7 +143,7 @@ def test_a_program_that_this_jax_cannot_read_names_both_versions(copy):
         return with_header(content, jax="99.0.0", payload_bytes=len(program), payload_sha256=checksum)
 
     with pytest.raises(UserError, match=rf"exported by jax 99\.0\.0, and jax {jax.__version__} cannot read it"):
-        exported.read(copy(change))
+        artifact.read(copy(change))
 
 
 @pytest.mark.parametrize(
@@ -174,7 +173,7 @@ def test_a_file_that_is_there_stays_when_the_disk_is_full(classifier, made, tmp_
         "pathlib.Path.replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device"))
     )
     with pytest.raises(UserError, match="No space left on device"):
-        exported.write(path, classifier.log_probabilities, classifier.metadata, 1)
+        artifact.write(path, classifier.log_probabilities, classifier.metadata, 1)
     assert os.listdir(tmp_path) == ["model"] and path.read_bytes() == b"the one before"
 
 
@@ -185,7 +184,7 @@ import numpy as np
 from cnn_jax.inference import load_classifier
 assert load_classifier({str(made[0])!r})(np.zeros((1, 32, 32, 3), np.uint8)).shape == (1, 10)
 heavy = {{"orbax", "flax", "optax", "tensorflow", "tensorflow_datasets", "sklearn", "matplotlib", "clu",
-         "ml_collections", "cnn_jax.train", "cnn_jax.models", "cnn_jax.checkpoint", "cnn_jax.data"}}
+         "ml_collections", "cnn_jax.training", "cnn_jax.models", "cnn_jax.workdir.checkpoint", "cnn_jax.data.splits"}}
 assert not heavy & set(sys.modules), heavy & set(sys.modules)
 """
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cnn_jax import images
+from cnn_jax.data import images
 from cnn_jax.errors import UserError
 
 

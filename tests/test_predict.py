@@ -16,9 +16,9 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
-from cnn_jax import answers, images
+from cnn_jax.data import images
 from cnn_jax.errors import UserError
-from cnn_jax.inference import load_classifier
+from cnn_jax.inference import batch, load_classifier
 
 
 @pytest.fixture(scope="module")
@@ -199,8 +199,8 @@ def test_a_stream_keeps_order_and_reads_a_bounded_number_ahead(counting, tmp_pat
             taken += 1
             yield files[i % 256] if i % 100 else str(tmp_path / "none.png")
 
-    for i, answer in enumerate(answers.stream(counting, names())):
-        assert taken <= i + answers.BATCH_SIZES[-1] + answers._AHEAD
+    for i, answer in enumerate(batch.stream(counting, names())):
+        assert taken <= i + batch.BATCH_SIZES[-1] + batch._AHEAD
         if i % 100:
             assert answer.probabilities[0] == pytest.approx(i % 256 / 256 + 1e-3, abs=1e-5)
         else:
@@ -212,7 +212,7 @@ def test_a_stream_keeps_order_and_reads_a_bounded_number_ahead(counting, tmp_pat
 def test_a_stream_that_is_left_ends_its_threads(counting, photographs):
     path = str(photographs("1.png") / "1.png")
     before = threading.active_count()
-    stream = answers.stream(counting, [path] * 1000)
+    stream = batch.stream(counting, [path] * 1000)
     next(stream)
     stream.close()
     assert threading.active_count() == before
@@ -223,7 +223,7 @@ def test_no_numbers_are_no_answer(counting, photographs):
         counting, log_probabilities=lambda pixels: np.full((len(pixels), 2), np.nan, np.float32)
     )
     with pytest.raises(UserError, match=r"are not finite\. Take another --step"):
-        list(answers.stream(broken, [str(photographs("1.png") / "1.png")]))
+        list(batch.stream(broken, [str(photographs("1.png") / "1.png")]))
 
 
 def test_a_folder_that_cannot_be_read(tmp_path, monkeypatch):

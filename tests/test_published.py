@@ -16,7 +16,7 @@ import pytest
 from conftest import ROOT
 from whole_runs import records
 
-from cnn_jax import provenance
+from cnn_jax.workdir import provenance
 
 PUBLISHED = ROOT / "reports" / "runs" / "digits_short"
 

@@ -14,8 +14,8 @@ from conftest import ROOT, stage
 from jax import lax
 
 from cnn_jax import config as config_lib
-from cnn_jax import provenance
 from cnn_jax.errors import UserError
+from cnn_jax.workdir import provenance
 
 
 def origin(commit="a" * 40, dirty=False):

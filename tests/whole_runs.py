@@ -11,8 +11,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from conftest import ROOT
 
-from cnn_jax.progress import Progress
-from cnn_jax.summaries import read_metrics
+from cnn_jax.workdir.progress import Progress
+from cnn_jax.workdir.records import read_metrics
 
 TIMES = {"images_per_second"}
 

@@ -1,14 +1,12 @@
 """Data sets: `load(config.data)` returns the training, validation and test images of any of them."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from cnn_jax.data import digits, folder
-from cnn_jax.data.source import Dataset, Source, Split, cut
-
-__all__ = ["Dataset", "Source", "Split", "load"]
+if TYPE_CHECKING:
+    from cnn_jax.data.splits import Dataset
 
 
-def load(config: Any) -> Dataset:
+def load(config: Any) -> "Dataset":
     """Loads the data set that `config.data` describes; images are decoded when they are asked for.
 
     Args:
@@ -18,12 +16,19 @@ def load(config: Any) -> Dataset:
     Raises:
       UserError: the data is missing, damaged or unsuitable, or there is too little of it for the split.
     """
+    # Imported here: commands read images before they import JAX, and tfds alone takes a second.
+    from cnn_jax.data.splits import cut
+
     if config.name == "digits":
+        from cnn_jax.data import digits
+
         sources = digits.load()
     elif config.name == "folder":
+        from cnn_jax.data import folder
+
         sources = folder.load(config.dir, config.image_size)
     else:
-        from cnn_jax.data import tfds_source  # tfds takes a second to import
+        from cnn_jax.data import tfds
 
-        sources = tfds_source.load(config.name, config.dir, config.image_size)
+        sources = tfds.load(config.name, config.dir, config.image_size)
     return cut(config.name, *sources, config)

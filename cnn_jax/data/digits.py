@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from cnn_jax.data.source import ArraySource
+from cnn_jax.data.splits import ArraySource
 
 SIZE = 32
 

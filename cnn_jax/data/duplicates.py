@@ -6,7 +6,7 @@ from collections import defaultdict
 import numpy as np
 from jaxtyping import UInt8
 
-from cnn_jax.data.source import Split
+from cnn_jax.data.splits import Split
 
 _KIND = {"train": "training", "validation": "validation", "test": "test"}
 

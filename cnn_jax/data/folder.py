@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from cnn_jax import images
-from cnn_jax.data.source import EncodedSource
+from cnn_jax.data import images
+from cnn_jax.data.splits import EncodedSource
 from cnn_jax.errors import UserError
 
 _LAYOUT = "DIR/train/CLASS/*.jpg and DIR/test/CLASS/*.jpg, or DIR/CLASS/*.jpg"

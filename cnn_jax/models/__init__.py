@@ -13,7 +13,7 @@ from cnn_jax.models.inception_resnet_v2 import InceptionResNetV2
 from cnn_jax.models.speednet import SpeedNet
 from cnn_jax.models.transfer import Transfer
 
-# To add one: its class here, its fields in cnn_jax.config.MODEL_RULES. A backbone also has weights: cnn_jax.weights.
+# To add one: its class here, its fields in cnn_jax.config.MODEL_RULES. A backbone also has weights: models.pretrained.
 BACKBONES = {"inception_resnet_v2": InceptionResNetV2, "efficientnet_lite0": EfficientNetLite0}
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "cnn": CNN,

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 
 from cnn_jax.errors import UserError
 from cnn_jax.models.layers import BatchNorm, Conv
-from cnn_jax.ops.pool import max_pool
+from cnn_jax.models.ops.pool import max_pool
 
 
 class CNN(nn.Module):
@@ -26,7 +26,7 @@ class CNN(nn.Module):
       bn_momentum: how much of the running statistics a step keeps.
       bn_epsilon: added to the variance.
       dropout: rate after each block, then after each hidden layer; empty for none.
-      winograd: on a CPU, convolve by Winograd's algorithm where it is faster; see `cnn_jax.ops.conv.convolve_3x3`.
+      winograd: on a CPU, use Winograd's algorithm where it is faster; see `cnn_jax.models.ops.conv`.
       dtype: what the layers compute in; parameters, statistics and logits are float32.
       axis_name: mapped axis over which batch statistics are averaged, under `jax.pmap`.
     """

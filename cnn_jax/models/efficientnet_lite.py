@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 
 from cnn_jax.errors import UserError
 from cnn_jax.models.layers import BatchNorm
-from cnn_jax.ops.depthwise import depthwise
+from cnn_jax.models.ops.depthwise import depthwise
 
 # (blocks, kernel size, stride of the first, expansion, channels), in order.
 STAGES = (

@@ -6,9 +6,9 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from cnn_jax.ops.batch_norm import batch_norm, normalise
-from cnn_jax.ops.conv import convolve_3x3
-from cnn_jax.ops.sums import add_bias
+from cnn_jax.models.ops.batch_norm import batch_norm, normalise
+from cnn_jax.models.ops.conv import convolve_3x3
+from cnn_jax.models.ops.sums import add_bias
 
 
 class Conv(nn.Module):
@@ -18,7 +18,7 @@ class Conv(nn.Module):
       features: output channels.
       dtype: what it computes in; the parameters are float32.
       kernel_init: draws the kernel, `[3, 3, channels, features]`.
-      winograd: on a CPU, use Winograd's algorithm where it is faster; see `cnn_jax.ops.conv.convolve_3x3`.
+      winograd: on a CPU, use Winograd's algorithm where it is faster; see `cnn_jax.models.ops.conv.convolve_3x3`.
     """
 
     kernel_size: ClassVar[tuple[int, int]] = (3, 3)
@@ -39,7 +39,7 @@ class Conv(nn.Module):
 
 
 class BatchNorm(nn.BatchNorm):
-    """`nn.BatchNorm` over the last axis; see `cnn_jax.ops.batch_norm` for what is computed when it trains."""
+    """`nn.BatchNorm` over the last axis; see `cnn_jax.models.ops.batch_norm` for what is computed when it trains."""
 
     @nn.compact
     def __call__(self, x: Float[Array, "*axes channels"], use_running_average: bool | None = None) -> Array:

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, PyTree
 
 from cnn_jax.errors import UserError
 from cnn_jax.models.layers import BatchNorm
-from cnn_jax.ops.pool import max_pool
+from cnn_jax.models.ops.pool import max_pool
 
 ACTIVATIONS = {"gelu": nn.gelu, "silu": nn.silu, "relu": nn.relu}
 

@@ -10,7 +10,7 @@ import numpy as np
 import streamlit as st
 
 from cnn_jax.errors import UserError
-from cnn_jax.report.results import EVALUATION_FILE
+from cnn_jax.evaluation.results import EVALUATION_FILE
 
 
 def read_evaluation(workdir: Path) -> dict[str, Any] | None:
@@ -48,7 +48,7 @@ def show_evaluation(workdir: Path, step: int) -> None:
       workdir: the run.
       step: of the network that the page asks; it may have been trained further since the evaluation.
     """
-    from cnn_jax.summaries import METRICS_FILE  # of a module that takes half a second to import
+    from cnn_jax.workdir.records import METRICS_FILE  # of a module that takes half a second to import
 
     problem = "This run has not been evaluated yet. This does it:"
     try:
@@ -97,7 +97,7 @@ def _draw_confusion(matrix: list[list[int]], class_names: list[str]) -> bytes:
 @st.cache_data(max_entries=16, show_spinner=False)
 def _draw_curves(workdir: str, changed: int) -> bytes:
     from cnn_jax.report import figures
-    from cnn_jax.summaries import read_metrics
+    from cnn_jax.workdir.records import read_metrics
 
     del changed  # a part of the key: a run that goes on is drawn anew
     return figures.png(figures.learning_curves(read_metrics(Path(workdir))))

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from cnn_jax import images
+from cnn_jax.data import images
 from cnn_jax.errors import UserError
 from cnn_jax.inference import Classifier
 from cnn_jax.page import cards
@@ -48,7 +48,7 @@ def read(name: str, decode: Callable[[], Image.Image], classifier: Classifier, f
       name: for people.
       decode: returns an image that is RGB and nobody else's.
       classifier: whose size the picture gets.
-      fit: see `cnn_jax.images.fit`.
+      fit: see `cnn_jax.data.images.fit`.
     """
     try:
         image = decode()

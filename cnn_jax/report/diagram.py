@@ -118,7 +118,7 @@ def _operation(equation: Any) -> list[Layer]:
         return [Layer("global mean", "", shape)]
     inner = equation.params.get("call_jaxpr")
     names = [name, equation.params.get("name"), *(e.params.get("name") for e in (inner.eqns if inner else ()))]
-    if "max_pool_2x2" in names:  # of cnn_jax.ops.pool
+    if "max_pool_2x2" in names:  # of cnn_jax.models.ops.pool
         return [Layer("max-pool", "", shape, _size((2, 2), ""))]
     return [Layer(_ACTIVATIONS[name], "", shape) for name in names if name in _ACTIVATIONS][:1]
 

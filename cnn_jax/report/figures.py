@@ -20,9 +20,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from cnn_jax import rng
-from cnn_jax.augment import Augmentation
+from cnn_jax.evaluation.scores import expected_calibration_error, worst_mistakes
 from cnn_jax.report.diagram import network_diagram
-from cnn_jax.scores import expected_calibration_error, worst_mistakes
+from cnn_jax.transforms.augment import Augmentation
 
 __all__ = [
     "augmentations",
@@ -66,7 +66,7 @@ def learning_curves(records: Records) -> Figure:
     measured at the end of each. So training may lie below validation without anything being wrong.
 
     Args:
-      records: as `cnn_jax.summaries.read_metrics` returns them.
+      records: as `cnn_jax.workdir.records.read_metrics` returns them.
     """
     figure = Figure(figsize=(8, 3.1), layout="constrained")
     for axes, (measure, title) in zip(figure.subplots(1, 2), _MEASURES.items()):
@@ -128,7 +128,7 @@ def reliability_diagram(bins: Sequence[Mapping[str, Any]]) -> Figure:
     """Draws how often the network is right against how sure it is; below, how often it is so sure.
 
     Args:
-      bins: as `cnn_jax.scores.calibration_bins` returns them.
+      bins: as `cnn_jax.evaluation.scores.calibration_bins` returns them.
     """
     figure = Figure(figsize=(4.2, 4.6), layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))

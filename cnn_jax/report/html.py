@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
-from cnn_jax import scores
 from cnn_jax.config import flatten
 from cnn_jax.errors import UserError
-from cnn_jax.report import figures, results
+from cnn_jax.evaluation import results, scores
+from cnn_jax.report import figures
 from cnn_jax.report.diagram import layers
-from cnn_jax.summaries import read_metrics
+from cnn_jax.workdir.records import read_metrics
 
 MISTAKES = 24
 
@@ -66,7 +66,7 @@ def write(
       classifier: that was scored, from a workdir.
       examples: what it was scored on.
       log_probs: its predictions `[n, classes]`.
-      result: the evaluation (see `cnn_jax.report.results`).
+      result: the evaluation (see `cnn_jax.evaluation.results`).
 
     Returns:
       The page.

@@ -19,10 +19,10 @@ import workload  # noqa: E402
 from flax.traverse_util import flatten_dict, unflatten_dict  # noqa: E402
 
 from cnn_jax import config as config_lib  # noqa: E402
-from cnn_jax.data.source import ArraySource, Dataset, Split  # noqa: E402
-from cnn_jax.inference import make_scorer  # noqa: E402
-from cnn_jax.preprocess import Preprocessing  # noqa: E402
-from cnn_jax.trainer import Trainer  # noqa: E402
+from cnn_jax.data.splits import ArraySource, Dataset, Split  # noqa: E402
+from cnn_jax.inference.classifier import make_scorer  # noqa: E402
+from cnn_jax.training.experiment import Trainer  # noqa: E402
+from cnn_jax.transforms.preprocess import Preprocessing  # noqa: E402
 
 
 class Ours:

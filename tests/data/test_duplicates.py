@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from cnn_jax.data.duplicates import Duplicates
-from cnn_jax.data.source import ArraySource, Split
+from cnn_jax.data.splits import ArraySource, Split
 
 
 @pytest.fixture

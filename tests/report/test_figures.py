@@ -14,9 +14,10 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
-from cnn_jax import models, scores
-from cnn_jax.augment import Augmentation
+from cnn_jax import models
+from cnn_jax.evaluation import scores
 from cnn_jax.report import diagram, figures
+from cnn_jax.transforms.augment import Augmentation
 
 HOSTILE = ("$cat$", r"\frac{", "a_b^c", "<b>", "", "猫", "long " * 20, "%", "$", "\n", "é", "12")
 

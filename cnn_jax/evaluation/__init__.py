@@ -1,0 +1,1 @@
+"""Scores of a trained network on labelled images."""

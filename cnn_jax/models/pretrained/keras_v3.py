@@ -1,0 +1,43 @@
+"""Keras' weights as version 3 saves them (`.weights.h5`)."""
+
+from pathlib import Path
+
+import numpy as np
+
+from cnn_jax.errors import UserError
+from cnn_jax.models.pretrained.keras_legacy import Layer, open_hdf5
+
+_LAYERS = "layers"
+
+
+def matches(path: str | Path) -> bool:
+    """Whether the content of a file looks like this format.
+
+    Raises:
+      UserError: the file cannot be read.
+    """
+    with open_hdf5(path) as file:
+        return _LAYERS in file
+
+
+def read(path: str | Path) -> dict[str, Layer]:
+    """Returns the layers that have weights, in no particular order.
+
+    A layer is called after its class, and counted in the model's order of layers: conv2d, conv2d_1, conv2d_2, ...
+    Its weights are called vars/0, vars/1, ... in the order in which the layer has them, those trained first.
+
+    Args:
+      path: of `model.save_weights`.
+
+    Raises:
+      UserError: the file cannot be read, or is of another format.
+    """
+    with open_hdf5(path) as file:
+        if _LAYERS not in file:
+            raise UserError(f"{path} has no group '{_LAYERS}': it is not a file of weights by Keras 3.")
+        layers = {name: group["vars"] for name, group in file[_LAYERS].items() if "vars" in group}
+        return {
+            name: {f"vars/{key}": np.asarray(values[key], np.float32) for key in sorted(values, key=int)}
+            for name, values in layers.items()
+            if len(values)
+        }

@@ -1,0 +1,1 @@
+"""Devices: where arrays are, and how steps and seeds are dispatched."""

@@ -1,0 +1,146 @@
+"""What a frozen backbone makes of images: computed once, kept on disk, found again by a fingerprint."""
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import flax.traverse_util
+import jax
+import numpy as np
+from jaxtyping import Float, PyTree, UInt8
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from cnn_jax.errors import UserError
+from cnn_jax.transforms.preprocess import Preprocessing
+
+IMAGES_IN_A_FILE = 1000  # what an interruption may cost: a minute for a large backbone on a CPU
+_KEY = "features"
+
+
+class Stopped(Exception):
+    """The computation was asked to stop; what it has so far is on disk."""
+
+
+class FeatureCache:
+    """Features of images in files of `IMAGES_IN_A_FILE`, below a folder named after all that they hang on.
+
+    Attributes:
+      folder: of this backbone and preprocessing.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        model: nn.Module,
+        variables: Mapping[str, PyTree],
+        preprocess: Preprocessing,
+        batch_size: int,
+    ):
+        """Finds the folder; compiles when it is first used.
+
+        Args:
+          directory: where caches are; made when something is written.
+          model: a network with a method `features`, such as `cnn_jax.models.transfer.Transfer`.
+          variables: of the whole network: {params, batch_stats}.
+          preprocess: what is done to every image.
+          batch_size: images at once. It is part of the fingerprint, because rounding hangs on it.
+        """
+        backbone = {kind: tree.get("backbone", {}) for kind, tree in variables.items()}
+        network = [type(model).__name__, model.network.__name__, str(np.dtype(model.dtype)), repr(preprocess)]
+        self.folder = directory / _fingerprint([*network, str(batch_size)], backbone)
+        self._batch_size, self._num_features = batch_size, model.network.num_features
+        self._variables = {kind: {"backbone": tree} for kind, tree in backbone.items()}
+        self._features = jax.jit(lambda v, images: model.apply(v, preprocess(images), method="features"))
+
+    def get(
+        self, images: UInt8[np.ndarray, "n height width 3"], name: str, stop: Callable[[], bool] = lambda: False
+    ) -> Float[np.ndarray, "n features"]:
+        """Returns the features of images; computes and keeps what is not there yet.
+
+        Args:
+          images: as they are stored.
+          name: of the split, for people.
+          stop: asked between batches.
+
+        Raises:
+          Stopped: `stop` said so.
+          UserError: the disk is full, or the folder cannot be written.
+        """
+        folder = self.folder / f"{name}-{_fingerprint([], {name: images})}"
+        starts = range(0, len(images), IMAGES_IN_A_FILE)
+        parts = {start: _read(folder / f"{start:07}.npz") for start in starts}
+        missing = [start for start in starts if parts[start] is None]
+        with _progress(f"Features of {len(images):,} {name} images", len(images), bool(missing)) as advance:
+            for start in starts:
+                part = images[start : start + IMAGES_IN_A_FILE]
+                if parts[start] is None:
+                    parts[start] = self._compute(part, stop, advance)
+                    _write(folder / f"{start:07}.npz", parts[start])
+                else:
+                    advance(len(part))
+        return np.concatenate([np.zeros((0, self._num_features), np.float32), *parts.values()])
+
+    def _compute(self, images: np.ndarray, stop: Callable[[], bool], advance: Callable[[int], Any]) -> np.ndarray:
+        found = []
+        for start in range(0, len(images), self._batch_size):
+            if stop():
+                raise Stopped
+            batch = images[start : start + self._batch_size]
+            padded = np.concatenate([batch, np.zeros((self._batch_size - len(batch), *batch.shape[1:]), np.uint8)])
+            found.append(np.asarray(self._features(self._variables, padded))[: len(batch)])
+            advance(len(batch))
+        return np.concatenate(found)
+
+
+def _read(path: Path) -> np.ndarray | None:
+    """None where there is no such file, or it is damaged: the archive holds a checksum."""
+    try:
+        with path.open("rb") as file, np.load(file) as archive:
+            return archive[_KEY]
+    except Exception:  # what damage raises depends on the byte it hit
+        return None
+
+
+def _write(path: Path, features: np.ndarray) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".partial")
+        with partial.open("wb") as file:
+            np.savez(file, **{_KEY: features})
+        partial.replace(path)
+    except OSError as error:
+        raise UserError(
+            f"Cannot keep features in {path.parent}: {error.strerror}. Free space or rights there, or take another "
+            "--config.features.dir."
+        ) from None
+
+
+def _fingerprint(words: Iterable[str], tree: Mapping[str, Any]) -> str:
+    digest = hashlib.blake2b(json.dumps(list(words)).encode(), digest_size=10)
+    for name, leaf in sorted(flax.traverse_util.flatten_dict(tree, sep="/").items()):
+        digest.update(f"{name} {leaf.shape} {leaf.dtype} ".encode())
+        digest.update(np.ascontiguousarray(leaf))
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def _progress(label: str, total: int, shown: bool):
+    console = Console(stderr=True)
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not (console.is_terminal and shown),
+    )
+    if shown and not console.is_terminal:
+        console.print(f"{label}: computing them, once", highlight=False)
+    with bar:
+        task = bar.add_task(label, total=total)
+        yield lambda count: bar.advance(task, count)

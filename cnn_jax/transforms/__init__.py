@@ -1,0 +1,1 @@
+"""Pure functions of images, as arrays on the device."""

@@ -1,0 +1,73 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import stage
+
+from cnn_jax.training import optim
+
+
+def make(**changes):
+    config = stage("baseline").optimizer
+    config.update(changes)
+    return config
+
+
+def run(config, steps=5):
+    """Minimises a quadratic; returns parameters after every step, and the same in plain numpy is below."""
+    params = {"kernel": jnp.array([[1.0, -2.0]]), "bias": jnp.array([3.0])}
+    schedule = optim.make_schedule(config, total_steps=steps, steps_per_epoch=2)
+    optimizer = optim.make_optimizer(config, schedule)
+    state, path = optimizer.init(params), []
+    for _ in range(steps):
+        updates, state = optimizer.update(jax.tree.map(lambda p: 2 * p, params), state, params)
+        params = jax.tree.map(lambda p, u: p + u, params, updates)
+        path.append(np.concatenate([params["kernel"][0], params["bias"]]))
+    return np.array(path)
+
+
+def test_sgd_is_keras_momentum():
+    """v = 0.9 v - rate g; w += v: keras.optimizers.SGD."""
+    w, v, expected = np.array([1.0, -2.0, 3.0]), np.zeros(3), []
+    for _ in range(5):
+        v = 0.9 * v - 0.01 * 2 * w
+        w = w + v
+        expected.append(w)
+    np.testing.assert_allclose(run(make()), expected, rtol=1e-5)
+
+
+def test_weight_decay_is_decoupled_and_spares_biases():
+    w, v, expected = np.array([1.0, -2.0, 3.0]), np.zeros(3), []
+    for _ in range(5):
+        v = 0.9 * v + 2 * w
+        w = w - 0.01 * (v + 0.1 * w * np.array([1, 1, 0]))
+        expected.append(w)
+    np.testing.assert_allclose(run(make(weight_decay=0.1)), expected, rtol=1e-5)
+
+
+def test_adam():
+    w, m, s, expected = np.array([1.0, -2.0, 3.0]), np.zeros(3), np.zeros(3), []
+    for t in range(1, 6):
+        g = 2 * w
+        m, s = 0.9 * m + 0.1 * g, 0.999 * s + 0.001 * g**2
+        w = w - 0.01 * (m / (1 - 0.9**t)) / (np.sqrt(s / (1 - 0.999**t)) + 1e-7)
+        expected.append(w)
+    np.testing.assert_allclose(run(make(name="adam")), expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "name, expected",
+    [
+        ("constant", [0.01, 0.01, 0.01]),
+        ("linear", [0.01, 0.005, 0.0]),
+        ("cosine", [0.01, 0.005, 0.0]),
+    ],
+)
+def test_schedules(name, expected):
+    schedule = optim.make_schedule(make(schedule=name), total_steps=100, steps_per_epoch=10)
+    np.testing.assert_allclose([schedule(step) for step in (0, 50, 100)], expected, atol=1e-8)
+
+
+def test_warm_up_rises_from_zero_and_the_decay_still_ends_at_the_end():
+    schedule = optim.make_schedule(make(schedule="linear", warmup_epochs=2.0), total_steps=100, steps_per_epoch=10)
+    np.testing.assert_allclose([schedule(step) for step in (0, 10, 20, 60, 100)], [0, 0.005, 0.01, 0.005, 0], atol=1e-8)

@@ -1,0 +1,194 @@
+"""The train step, on one device and on several, and the numbers of every stage."""
+
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import stage
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from cnn_jax import models, rng
+from cnn_jax.training import optim, step
+from cnn_jax.training.metrics import summarise
+from cnn_jax.transforms.augment import Augmentation
+from cnn_jax.transforms.preprocess import Preprocessing
+
+STAGES = ["basic", "baseline", "batchnorm", "dropout", "dropout_scheduled", "augment"]
+GOLDEN = Path(__file__).with_name("golden_losses.json")
+
+
+def make_batch(size=8, side=16, seed=0):
+    generator = np.random.RandomState(seed)
+    images = generator.randint(0, 256, (size, side, side, 3)).astype(np.uint8)
+    labels = generator.randint(0, 10, size).astype(np.int32)
+    return {"image": jnp.asarray(images), "label": jnp.asarray(labels), "mask": jnp.ones(size, bool)}
+
+
+def make(config, axis_name=None):
+    """Returns (state at step 0, train_step), for images of 16x16 pixels."""
+    model = models.build(config.model, 10, config.dtype, axis_name)
+    optimizer = optim.make_optimizer(config.optimizer, optim.make_schedule(config.optimizer, 100, 10))
+    train_step = step.make_train_step(
+        model,
+        optimizer,
+        preprocess=Preprocessing(),
+        augment=Augmentation.from_config(config.augment, config.data.mean, (16, 16)),
+        diagnostics=config.diagnostics,
+        axis_name=axis_name,
+    )
+    init = jax.jit(lambda key: step.init_state(models.build(config.model, 10), optimizer, key, (16, 16)))
+    return init(rng.root(config.seed)), train_step
+
+
+def narrow(name, **model):
+    config = stage(name)
+    config.model.update({"widths": (4, 8), "hidden": (16,), "convs_per_block": 1, "dropout": (), **model})
+    return config
+
+
+def lane(tree, index):
+    return jax.tree.map(lambda x: x[index], tree)
+
+
+def assert_close(actual, expected, tolerance=1e-5):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance), actual, expected)
+
+
+def losses(name):
+    """The losses of three steps of a stage, its network four times as narrow, on random images."""
+    config = stage(name)
+    config.model.widths = (8, 16, 32)
+    config.model.hidden = tuple(units // 4 for units in config.model.hidden)
+    state, train_step = make(config)
+    train_step, found = jax.jit(train_step), []
+    for seed in range(3):
+        state, metrics = train_step(state, make_batch(32, seed=seed), rng.root(config.seed))
+        found.append(float(metrics.loss.compute()))
+    return found
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_golden_losses(name):
+    """A change that should not change the numbers does not; `python tests/training/test_step.py` rewrites them.
+
+    The tolerance is for other processors and compilers: BatchNorm enlarges their rounding from step to step.
+    """
+    np.testing.assert_allclose(losses(name), json.loads(GOLDEN.read_text())[name], rtol=1e-4)
+
+
+def test_a_step_learns_and_counts():
+    state, train_step = make(narrow("batchnorm"))
+    train_step, batch = jax.jit(train_step), make_batch()
+    first = None
+    for _ in range(30):
+        state, metrics = train_step(state, batch, rng.root(0))
+        first = first or float(metrics.loss.compute())
+    assert int(state.step) == 30
+    assert float(metrics.loss.compute()) < 0.1 * first
+    assert float(metrics.accuracy.compute()) == 1.0
+
+
+def test_gradient_equals_finite_differences():
+    """One step of plain SGD moves along the slope of the mean loss."""
+    config = narrow("baseline")
+    config.optimizer.momentum, config.optimizer.learning_rate = 0.0, 1.0
+    state, train_step = make(config)
+    train_step, batch = jax.jit(train_step), make_batch()
+    after, _ = train_step(state, batch, rng.root(0))
+    gradient = jax.tree.map(lambda before, after: before - after, state.params, after.params)
+
+    def loss(distance):
+        moved = jax.tree.map(lambda p, g: p + distance * g, state.params, gradient)
+        return float(train_step(state.replace(params=moved), batch, rng.root(0))[1].loss.compute())
+
+    slope = sum(float(jnp.vdot(g, g)) for g in jax.tree.leaves(gradient))
+    np.testing.assert_allclose((loss(1e-2) - loss(-1e-2)) / 2e-2, slope, rtol=0.01)
+
+
+def test_masked_examples_count_for_nothing_but_batch_statistics():
+    config = narrow("baseline")
+    state, train_step = make(config)
+    batch, mask = make_batch(), jnp.arange(8) < 5
+    part = jax.tree.map(lambda x: x[:5], batch)
+    masked, masked_metrics = train_step(state, {**batch, "mask": mask}, rng.root(0))
+    alone, alone_metrics = train_step(state, part, rng.root(0))
+    assert_close(masked.params, alone.params)
+    assert_close(summarise(masked_metrics), summarise(alone_metrics))
+
+
+# Dropout is off where devices are compared under pmap: there, each device draws a mask of its own.
+@pytest.mark.parametrize("name", ["batchnorm", "augment"])
+def test_pmap_over_four_devices_equals_jit_on_one(name):
+    config = narrow(name)
+    config.diagnostics = True
+    state, train_step = make(config)
+    _, mapped_step = make(config, axis_name="devices")
+    batch, key = make_batch(16), rng.root(0)
+    mapped_step = jax.pmap(mapped_step, axis_name="devices", in_axes=(None, 0, None))
+    spread = jax.tree.map(lambda x: x.reshape(4, 4, *x.shape[1:]), batch)
+    many, many_metrics = mapped_step(state, spread, key)
+    one, one_metrics = jax.jit(train_step)(state, batch, key)
+    for device in range(4):
+        assert_close(lane(many, device), one)
+    first = summarise(lane(many_metrics, 0))
+    expected = summarise(one_metrics)
+    dead = [name for name in expected if name.startswith("dead_relu")]  # a unit may be dead on a part of the batch
+    assert_close({k: first[k] for k in first if k not in dead}, {k: expected[k] for k in expected if k not in dead})
+
+
+def test_dropout_differs_between_devices_under_pmap():
+    config = narrow("batchnorm", dropout=(0.5, 0.5, 0.5))
+    state, _ = make(config)
+    _, mapped_step = make(config, axis_name="devices")
+    one = make_batch(4)
+    same = jax.tree.map(lambda x: jnp.stack([x] * 4), one)
+    _, metrics = jax.pmap(mapped_step, axis_name="devices", in_axes=(None, 0, None))(state, same, rng.root(0))
+    alone = jax.tree.map(lambda x: x[None], one)
+    _, single = jax.pmap(mapped_step, axis_name="devices", in_axes=(None, 0, None))(state, alone, rng.root(0))
+    totals = metrics.loss.total[0], single.loss.total[0]
+    assert abs(float(totals[0]) / 4 - float(totals[1])) > 1e-4
+
+
+def test_sharded_over_a_mesh_equals_one_device():
+    """The mainstream path: jit with the batch spread over devices, everything random switched on."""
+    config = narrow("augment", dropout=(0.2, 0.2, 0.2))
+    state, train_step = make(config)
+    batch, key = make_batch(16), rng.root(0)
+    one, _ = jax.jit(train_step)(state, batch, key)
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
+    batch = jax.device_put(batch, NamedSharding(mesh, PartitionSpec("data")))
+    state, key = jax.device_put((state, key), NamedSharding(mesh, PartitionSpec()))
+    many, _ = jax.jit(train_step)(state, batch, key)
+    assert_close(many.params, one.params)
+    assert_close(many.batch_stats, one.batch_stats)
+
+
+def test_vmap_over_seeds_equals_single_runs():
+    config = narrow("augment", dropout=(0.2, 0.2, 0.2))
+    state, train_step = make(config)
+    batches = [make_batch(seed=seed) for seed in (0, 1)]
+    keys = [rng.root(seed) for seed in (0, 1)]
+    stack = lambda *trees: jax.tree.map(lambda *x: jnp.stack(x), *trees)  # noqa: E731
+    many, _ = jax.jit(jax.vmap(train_step))(stack(state, state), stack(*batches), jnp.stack(keys))
+    for seed in (0, 1):
+        one, _ = jax.jit(train_step)(state, batches[seed], keys[seed])
+        assert_close(lane(many.params, seed), one.params)
+
+
+def test_diagnostics_name_every_layer():
+    config = narrow("batchnorm")
+    config.diagnostics = True
+    state, train_step = make(config)
+    _, metrics = train_step(state, make_batch(), rng.root(0))
+    values = summarise(metrics)
+    layers = ["conv1_1", "conv2_1", "dense1"]
+    assert {f"dead_relu/{layer}" for layer in layers} <= set(values)
+    assert {f"grad_norm/{layer}" for layer in [*layers, "head"]} <= set(values)
+    assert all(0 <= float(values[f"dead_relu/{layer}"]) <= 1 for layer in layers)
+
+
+if __name__ == "__main__":
+    GOLDEN.write_text(json.dumps({name: losses(name) for name in STAGES}, indent=1) + "\n")

@@ -1,0 +1,64 @@
+"""Several views of an image, one answer; the same one wherever it is asked for."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cnn_jax import rng
+from cnn_jax.inference.classifier import make_scorer
+from cnn_jax.models.cnn import CNN
+from cnn_jax.training.evaluator import make_evaluator
+from cnn_jax.training.metrics import summarise
+from cnn_jax.transforms.preprocess import Preprocessing
+from cnn_jax.transforms.tta import ITSELF, Views
+
+MODEL = CNN(10, widths=(4,), convs_per_block=1, hidden=())
+
+
+def images(count=3, side=6):
+    return np.random.RandomState(0).rand(count, side, side, 3).astype(np.float32)
+
+
+def moved(image, by):
+    """Moved by `by` pixels down and right, pixel by pixel, filled up by reflection."""
+    side = len(image)
+    fold = lambda i: -i if i < 0 else 2 * side - 2 - i if i >= side else i  # noqa: E731
+    return np.array([[image[fold(y - by), fold(x - by)] for x in range(side)] for y in range(side)])
+
+
+def predict(batch):
+    """Logits that depend on every pixel and its place."""
+    weights = jnp.asarray(np.random.RandomState(1).rand(6 * 6 * 3, 4), jnp.float32)
+    return jnp.sin(batch.reshape(len(batch), -1) @ weights)
+
+
+@pytest.mark.parametrize("mirror", [False, True])
+@pytest.mark.parametrize("shift", [0, 1, 2])
+def test_logits_are_the_weighted_mean_over_views(mirror, shift):
+    batch = images()
+    parts = [(1.0, batch)]
+    if shift:
+        parts = [(0.5, batch)] + [(0.25, np.stack([moved(x, by) for x in batch])) for by in (shift, -shift)]
+    if mirror:
+        parts = [(w / 2, form) for w, x in parts for form in (x, x[:, :, ::-1])]
+    expected = sum(weight * np.asarray(predict(jnp.asarray(view))) for weight, view in parts)
+    np.testing.assert_allclose(Views(mirror, shift)(predict, jnp.asarray(batch)), expected, atol=1e-5)
+
+
+def test_the_image_itself_by_default_and_for_runs_of_earlier_versions():
+    assert not ITSELF and Views.from_config({}) == ITSELF
+    assert Views.from_config({"epochs": 1, "mirror": True, "shift": 1}) == Views(True, 1)
+
+
+def test_what_is_served_is_what_was_scored():
+    pixels = np.random.RandomState(2).randint(0, 256, (7, 8, 8, 3)).astype(np.uint8)
+    labels = np.arange(7, dtype=np.int32)
+    variables = MODEL.init(rng.root(0), jnp.zeros((1, 8, 8, 3)), train=False)
+    losses = []
+    for views in (Views(True, 1), ITSELF):
+        evaluate = make_evaluator(MODEL, Preprocessing(), 4, views=views)
+        scored = summarise(evaluate(variables, {"image": jnp.asarray(pixels), "label": jnp.asarray(labels)}))
+        served = make_scorer(MODEL, variables, Preprocessing(), views)(pixels)
+        losses.append(float(scored["loss"]))
+        np.testing.assert_allclose(losses[-1], -np.mean(np.asarray(served)[np.arange(7), labels]), rtol=1e-5)
+    assert abs(losses[0] - losses[1]) > 1e-5

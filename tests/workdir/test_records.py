@@ -1,0 +1,67 @@
+import json
+
+import jax.numpy as jnp
+import pytest
+from tensorboard_events import read_scalars
+
+from cnn_jax import rng
+from cnn_jax.errors import UserError
+from cnn_jax.models.cnn import CNN
+from cnn_jax.workdir.records import METRICS_FILE, Summaries, make_writer, model_table, read_metrics
+
+
+def test_records_are_json_lines_in_order(tmp_path):
+    with Summaries(tmp_path) as summaries:
+        summaries.record(5, 0.5, "train", {"loss": 1.5})
+        summaries.record(5, 1, "validation", {"loss": float("nan"), "accuracy": 0.5})
+    lines = [json.loads(line) for line in (tmp_path / METRICS_FILE).read_text().splitlines()]
+    assert lines == [
+        {"step": 5, "epoch": 0.5, "split": "train", "loss": 1.5},
+        {"step": 5, "epoch": 1, "split": "validation", "loss": None, "accuracy": 0.5},
+    ]
+    assert read_metrics(tmp_path) == lines
+
+
+def test_a_torn_line_costs_only_itself(tmp_path):
+    with Summaries(tmp_path) as summaries:
+        summaries.record(1, 1, "train", {"loss": 1.0})
+    with (tmp_path / METRICS_FILE).open("a") as file:
+        file.write('{"step": 2, "epo')
+    with Summaries(tmp_path) as summaries:
+        summaries.record(2, 2, "train", {"loss": 2.0})
+    assert [record["loss"] for record in read_metrics(tmp_path)] == [1.0, 2.0]
+
+
+def test_repeated_steps_count_once(tmp_path):
+    for loss in (1.0, 3.0):
+        with Summaries(tmp_path) as summaries:
+            summaries.record(1, 1, "train", {"loss": loss})
+            summaries.record(1, 1, "validation", {"loss": loss})
+    assert [record["loss"] for record in read_metrics(tmp_path)] == [3.0, 3.0]
+    assert len((tmp_path / METRICS_FILE).read_text().splitlines()) == 4
+
+
+def test_no_metrics_yet(tmp_path):
+    assert read_metrics(tmp_path) == []
+
+
+def test_tensorboard_events_hold_the_same_numbers(tmp_path):
+    with Summaries(tmp_path, "tensorboardX") as summaries:
+        summaries.describe({"batch_size": 32}, {"model": "a table"})
+        summaries.record(7, 1, "train", {"loss": 0.5, "accuracy": 0.25})
+    assert read_scalars(tmp_path / "tensorboard") == {(7, "train/loss"): 0.5, (7, "train/accuracy"): 0.25}
+
+
+def test_clus_writer_asks_for_tensorflow(tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "clu.metric_writers", None)
+    with pytest.raises(UserError, match=r"cnn_jax\[tensorflow\]"):
+        make_writer("clu", tmp_path, 0)
+
+
+def test_model_table_counts_parameters_and_operations():
+    model = CNN(10, widths=(4,), convs_per_block=1, hidden=())
+    variables = model.init(rng.root(0), jnp.zeros((1, 8, 8, 3)), train=False)
+    table = model_table(model, variables, (8, 8))
+    assert "conv1_1/kernel" in table and "head/bias" in table
+    assert f"Total: {3 * 3 * 3 * 4 + 4 + 4 * 4 * 4 * 10 + 10:,}" in table
+    assert "million FLOPs" in table
