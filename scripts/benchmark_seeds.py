@@ -38,24 +38,20 @@ def make(way: str, seeds: int, batch_size: int, steps: int):
     import measuring  # isort: skip  before JAX, for which it sets up the compiler
     import jax
 
-    from cnn_jax.parallel import lanes
-
     convolution = (
         mock.patch("jax.lax.conv_general_dilated", as_patches) if way == "patches" else contextlib.nullcontext()
     )
-    how = {"patches": "vmap", "one": None}.get(way, way)
-    with mock.patch.object(lanes, "choose", lambda seeds: how):
-        trainer = measuring.trainer(
-            "augment", seeds=1 if way == "one" else seeds, batch_size=batch_size, steps_per_call=steps
-        )
-    state, now = trainer.init_state(), 0
+    layout = {"patches": "vmap", "one": None}.get(way, way)
+    sizes = {"seeds": 1 if way == "one" else seeds, "batch_size": batch_size, "steps_per_call": steps}
+    experiment = measuring.experiment("augment", seed_layout=layout, **sizes)
+    state, now = experiment.init(), 0
 
     def run():
         nonlocal state, now
         stop = now + steps
         with convolution:
             while now < stop:
-                now, state, _ = trainer.update(state, now)
+                now, state, _ = experiment.train_chunk(state, now)
         jax.block_until_ready(state)
 
     return run

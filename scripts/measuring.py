@@ -1,4 +1,4 @@
-"""What the timing scripts share: a stage's trainer on random images, and a description of the machine."""
+"""What the timing scripts share: a stage's experiment on random images, and a description of the machine."""
 
 import sys
 from pathlib import Path
@@ -14,17 +14,19 @@ from cnn_jax import runtime  # noqa: E402
 runtime.prepare()  # as the commands do, before JAX is imported
 
 
-def trainer(stage: str, examples: int = 1024, **changes: Any):
-    """Returns the trainer of a stage on random images of 32x32 pixels, for as many steps as anybody wants.
+def experiment(stage: str, examples: int = 1024, seed_layout: str | None = None, **changes: Any):
+    """Returns the experiment of a stage on random images of 32x32 pixels, with a practically unlimited number of steps.
 
     Args:
       stage: its name.
       examples: training images.
+      seed_layout: of a `cnn_jax.parallel.placement.Placement`; None for the fastest.
       **changes: keys of the configuration, with __ for the dots.
     """
     from cnn_jax import config as config_lib
     from cnn_jax.data.splits import ArraySource, Dataset, Split
-    from cnn_jax.training.experiment import Trainer
+    from cnn_jax.parallel.placement import Placement
+    from cnn_jax.training.experiment import Experiment
 
     config = config_lib.load(ROOT / "configs" / f"{stage}.py")
     config.update_from_flattened_dict({key.replace("__", "."): value for key, value in changes.items()})
@@ -34,7 +36,8 @@ def trainer(stage: str, examples: int = 1024, **changes: Any):
     images = generator.randint(0, 256, (examples, 32, 32, 3)).astype(np.uint8)
     labels = generator.randint(0, 10, examples).astype(np.int32)
     split = Split(ArraySource(names, labels, images), np.arange(examples))
-    return Trainer(config, Dataset("random", names, split, split, split))
+    place = Placement.choose(config.seeds, seed_layout=seed_layout)
+    return Experiment(config, Dataset("random", names, split, split, split), place=place)
 
 
 def machine() -> dict[str, Any]:

@@ -26,12 +26,12 @@ STEPS = 4
 
 
 class Setting:
-    """A trainer that goes on from step to step."""
+    """An experiment that is trained step by step."""
 
     def __init__(self, changes: dict):
         """Compiles."""
-        self.trainer = measuring.trainer("augment", **({"steps_per_call": STEPS} | changes))
-        self.state, self.now, self.times = self.trainer.init_state(), 0, []
+        self.experiment = measuring.experiment("augment", **({"steps_per_call": STEPS} | changes))
+        self.state, self.now, self.times = self.experiment.init(), 0, []
         self.memory = self._measure_memory()
         self.run()
         self.times.clear()
@@ -42,7 +42,7 @@ class Setting:
 
         start, first = time.perf_counter(), self.now
         while self.now < first + STEPS:
-            self.now, self.state, _ = self.trainer.update(self.state, self.now)
+            self.now, self.state, _ = self.experiment.train_chunk(self.state, self.now)
         jax.block_until_ready(self.state)
         self.times.append((time.perf_counter() - start) / (self.now - first))
 
@@ -51,11 +51,15 @@ class Setting:
 
         from cnn_jax import rng
 
-        arrays = {"image": self.trainer.dataset.train.images(), "label": self.trainer.dataset.train.labels}
-        rows = self.trainer.schedule.rows(0, 0, 1)
-        step = jax.jit(self.trainer.phases[0].one_step, donate_argnums=0)
-        arguments = self.trainer.lane(self.state), jax.tree.map(lambda x: x[0], rows), arrays, rng.root(0)
-        analysis = step.lower(*arguments).compile().memory_analysis()
+        run = self.experiment
+        pipeline = run.pipeline(run.phases[0], self.state.variables)
+        arrays, row = pipeline.shared, jax.tree.map(lambda x: x[0], pipeline.order.rows(0, 0, 1))
+
+        def one_step(state, row, arrays, key):
+            return run.phases[0].step(state, pipeline.batch(row, arrays), key)
+
+        step = jax.jit(one_step, donate_argnums=0)
+        analysis = step.lower(run.place.seed(self.state), row, arrays, rng.root(0)).compile().memory_analysis()
         held = sum(leaf.nbytes for leaf in jax.tree.leaves((self.state, arrays)))
         return {"temporary": analysis.temp_size_in_bytes, "held": held}
 

@@ -63,11 +63,11 @@ def double_precision():
         yield
 
 
-def make_trainer(stage, features=None, **changes):
-    """The trainer of a stage on random images of 32x32 pixels; `changes` are keys of its configuration, __ for dots."""
+def make_experiment(stage, features=None, **changes):
+    """The experiment of a stage on random images of 32x32 pixels; `changes` are keys of its config, __ for dots."""
     from cnn_jax import config as config_lib
     from cnn_jax.data.splits import ArraySource, Dataset, Split
-    from cnn_jax.training.experiment import Trainer
+    from cnn_jax.training.experiment import Experiment
 
     config = config_lib.load(ROOT / "configs" / f"{stage}.py")
     config.update_from_flattened_dict({key.replace("__", "."): value for key, value in (SIZES | changes).items()})
@@ -80,10 +80,10 @@ def make_trainer(stage, features=None, **changes):
     labels = generator.randint(0, 10, IMAGES).astype(np.int32)
     source = ArraySource(names, labels, images)
     train, validation = (Split(source, np.arange(count)) for count in (IMAGES, VALIDATION))
-    return Trainer(config, Dataset("random", names, train, validation, validation), features)
+    return Experiment(config, Dataset("random", names, train, validation, validation), features)
 
 
-def start(trainer):
+def start(experiment):
     """The state at step 0, with variables that are random everywhere: no bias is zero, no scale is one."""
     import jax
 
@@ -97,13 +97,13 @@ def start(trainer):
             values = values / 10 + (path[-1].key in ("scale", "var"))
         return values.astype(np.float32).astype(np.float64)
 
-    variables = jax.tree.map_with_path(draw, trainer.like(0).variables)
-    return trainer.phases[0].begin_run(jax.device_put(variables))
+    variables = jax.tree.map_with_path(draw, experiment.target(0).variables)
+    return experiment.phases[0].step.init(jax.device_put(variables))
 
 
 def initialisation(stage, **changes):
     """The parameters at step 0; the whitening kernel times its transpose, because eigenvectors have no sign."""
-    params = dict(make_trainer(stage, **changes).init_state().params)
+    params = dict(make_experiment(stage, **changes).init().params)
     if "whiten" in params:
         kernel = params["whiten"]["kernel"].reshape(12, 24)
         params["whiten"] = params["whiten"] | {"kernel": kernel @ kernel.T}
@@ -114,10 +114,10 @@ def step(stage, **changes):
     """What a train step leaves: in the optimizer its gradient, in the statistics a multiple of the batch's."""
     import jax
 
-    trainer = make_trainer(stage, **changes)
-    state = start(trainer)
+    experiment = make_experiment(stage, **changes)
+    state = start(experiment)
     state = state.replace(batch_stats=jax.tree.map(lambda x: 0 * x, state.batch_stats))
-    _, state, metrics = trainer.update(state, 0)
+    _, state, metrics = experiment.train_chunk(state, 0)
     return {
         "metrics": metrics,
         "statistics": state.batch_stats,
@@ -129,8 +129,8 @@ def step(stage, **changes):
 
 def evaluation(**views):
     """The scores of a network on images that do not fill the last batch."""
-    trainer = make_trainer("batchnorm", **views)
-    return {"metrics": trainer.evaluate(start(trainer).variables, "validation")}
+    experiment = make_experiment("batchnorm", **views)
+    return {"metrics": experiment.evaluate(start(experiment).variables, "validation")}
 
 
 def features():
@@ -138,23 +138,17 @@ def features():
     from cnn_jax.training.feature_cache import FeatureCache
 
     with tempfile.TemporaryDirectory() as folder:
-        trainer = make_trainer("transfer_lite", Path(folder), **BACKBONE)
-        _, state, metrics = trainer.update(start(trainer), 0)
+        experiment = make_experiment("transfer_lite", Path(folder), **BACKBONE)
+        _, state, metrics = experiment.train_chunk(start(experiment), 0)
         cache = FeatureCache(
-            Path(folder), trainer.model, state.variables, preprocessing(trainer), SIZES["eval_batch_size"]
+            Path(folder), experiment.model, state.variables, experiment.preprocess, SIZES["eval_batch_size"]
         )
         return {
-            "features": cache.get(trainer.dataset.train.images(), "train"),
+            "features": cache.get(experiment.splits.dataset.train.images(), "train"),
             "metrics": metrics,
             "optimizer": state.opt_state,
             "params": state.params["head"],
         }
-
-
-def preprocessing(trainer):
-    from cnn_jax.transforms.preprocess import Preprocessing
-
-    return Preprocessing.from_metadata(trainer.metadata["preprocessing"])
 
 
 def answers():
@@ -165,14 +159,18 @@ def answers():
     from cnn_jax.inference.classifier import make_scorer
     from cnn_jax.inference.saliency import make_saliency
 
-    trainer = make_trainer("batchnorm")
-    names, images, variables = trainer.dataset.class_names, trainer.dataset.train.images(), start(trainer).variables
-    scorer = jax.jit(make_scorer(trainer.model, variables, preprocessing(trainer)))
-    model = (trainer.model, variables)
-    classifier = Classifier(names, (32, 32), preprocessing(trainer), scorer, "", 0, trainer.metadata, model)
+    experiment = make_experiment("batchnorm")
+    names, images, variables = (
+        experiment.splits.dataset.class_names,
+        experiment.splits.dataset.train.images(),
+        start(experiment).variables,
+    )
+    scorer = jax.jit(make_scorer(experiment.model, variables, experiment.preprocess))
+    model = (experiment.model, variables)
+    classifier = Classifier(names, (32, 32), experiment.preprocess, scorer, "", 0, experiment.metadata, model)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.jaxexport"
-        artifact.write(path, scorer, trainer.metadata, 0)
+        artifact.write(path, scorer, experiment.metadata, 0)
         _, log_probabilities = artifact.read(path)
         exported_model = {str(size): log_probabilities(images[:size]) for size in EXPORTED_BATCHES}
     return {"exported": exported_model, "saliency": make_saliency(classifier)(images[:VALIDATION])}

@@ -11,7 +11,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from conftest import ROOT
 
-from cnn_jax.workdir.progress import Progress
+from cnn_jax.training.recorder import Recorder
 from cnn_jax.workdir.records import read_metrics
 
 TIMES = {"images_per_second"}
@@ -39,14 +39,14 @@ def assert_same_run(workdir, reference, step):
 
 def interrupt_at(monkeypatch, step, number=signal.SIGTERM):
     """Sends this process a signal when the chunk that ends at `step` has been trained."""
-    update = Progress.update
+    record = Recorder.train
 
-    def interrupting(self, now, values):
-        if now == step:
+    def interrupting(self, chunk, *arguments):
+        if chunk.stop == step:
             os.kill(os.getpid(), number)
-        return update(self, now, values)
+        return record(self, chunk, *arguments)
 
-    monkeypatch.setattr(Progress, "update", interrupting)
+    monkeypatch.setattr(Recorder, "train", interrupting)
 
 
 def kill_and_repeat(config, workdir, step):

@@ -1,62 +1,41 @@
-"""Scoring a network on arrays of images: every image once, whatever the batch size."""
+"""Scores a network on a split on the device: every example once, whatever the batch size."""
 
-from collections.abc import Callable
-
-import flax.linen as nn
 import jax
-import numpy as np
 from jaxtyping import PyTree
 
-from cnn_jax.parallel.lanes import make_lane_chunk, over_lanes
-from cnn_jax.training.metrics import Classification, zeros_like
-from cnn_jax.training.step import gather, make_eval_step
-from cnn_jax.transforms.preprocess import Preprocessing
-from cnn_jax.transforms.tta import ITSELF, Views
+from cnn_jax.data.batching import padded_batches
+from cnn_jax.data.pipeline import Resident
+from cnn_jax.parallel.placement import Placement
+from cnn_jax.parallel.steps import Chunk
+from cnn_jax.training.metrics import Classification
+from cnn_jax.training.step import EvalStep
 
 
-def padded_batches(num_examples: int, batch_size: int) -> dict[str, np.ndarray]:
-    """Returns the rows that cover all examples in order: `index` int32 and `mask` bool, `[batches, batch_size]`.
+class Evaluator:
+    """`evaluate(variables, arrays) -> metrics`, compiled."""
 
-    The last batch is filled up with example 0, masked out.
-    """
-    batches = -(-num_examples // batch_size)
-    index = np.arange(batches * batch_size, dtype=np.int32).reshape(batches, batch_size)
-    mask = index < num_examples
-    return {"index": np.where(mask, index, 0), "mask": mask}
+    def __init__(self, step: EvalStep, batch_size: int, place: Placement | None = None):
+        """Compiles when it is first called.
 
+        Args:
+          step: scores a batch.
+          batch_size: examples per batch: a matter of memory and speed, not of the result.
+          place: how seeds and batches are laid out; None for one seed on one device.
+        """
 
-def make_evaluator(
-    model: nn.Module, preprocess: Preprocessing, batch_size: int, seeds: int = 0, views: Views = ITSELF
-) -> Callable[[PyTree, dict[str, jax.Array]], Classification]:
-    """Builds `evaluate(variables, arrays) -> metrics`.
+        def score(state, row, arrays, variables):
+            return state, step(variables, Resident.batch(row, arrays))
 
-    Args:
-      model: the network.
-      preprocess: what is done to every image.
-      batch_size: images at once. It decides about memory and speed, not about the result.
-      seeds: lanes of the variables (see `cnn_jax.parallel.lanes`), and of the metrics; 0 where they have no lane axis.
-      views: what of every image the network sees (see `cnn_jax.transforms.tta`).
+        place = place or Placement.choose()
+        self._chunk = Chunk(score, place, seed_rows=False)
+        self._batch_size = -(-batch_size // place.data) * place.data  # a multiple of the devices that share it
 
-    Returns:
-      A function of the variables {params, batch_stats} and of {"image": uint8 `[n, height, width, 3]`, "label": int32
-      `[n]`}.
-    """
-    eval_step = make_eval_step(model, preprocess=preprocess, views=views)
+    def __call__(self, variables: PyTree, arrays: dict[str, jax.Array]) -> Classification:
+        """Returns the sums and counts of all examples, for each seed where there are several; does not wait.
 
-    def score(row, arrays, variables):
-        return eval_step(variables, gather(arrays, row))
-
-    def body(metrics, *arguments):
-        return metrics.merge(score(*arguments))
-
-    axes = (0, None, None, 0)
-    chunk = make_lane_chunk(body, axes, seeds)
-    # Never run: compiled functions remember what they were traced for, so the shapes are found once.
-    score_all = jax.jit(over_lanes(score, axes[1:], seeds))
-
-    def evaluate(variables: PyTree, arrays: dict[str, jax.Array]) -> Classification:
-        rows = padded_batches(len(arrays["label"]), batch_size)
-        first = jax.tree.map(lambda x: x[0], rows)
-        return chunk(zeros_like(jax.eval_shape(score_all, first, arrays, variables)), rows, arrays, variables)
-
-    return evaluate
+        Args:
+          variables: {params, batch_stats}.
+          arrays: "image" uint8 `[n, height, width, 3]` or "features" `[n, features]`, and "label" int32 `[n]`.
+        """
+        rows = padded_batches(len(arrays["label"]), self._batch_size)
+        return self._chunk((), rows, arrays, variables)[1]

@@ -1,257 +1,203 @@
-"""A run, compiled: what a step, an evaluation and the state at step 0 are. Pure functions of (state, step)."""
+"""A run put together: data, network, plan and phases, from a configuration."""
 
 import dataclasses
-import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
-from cnn_jax import config as config_lib
 from cnn_jax import models, rng
-from cnn_jax.data.duplicates import Duplicates
-from cnn_jax.data.splits import Dataset, Split
+from cnn_jax.data.order import Order
+from cnn_jax.data.pipeline import Resident, Splits
+from cnn_jax.data.splits import Dataset
 from cnn_jax.errors import UserError
-from cnn_jax.models import pretrained
-from cnn_jax.models.trainable import Partition
-from cnn_jax.parallel import dispatch, lanes
-from cnn_jax.training import step
-from cnn_jax.training.evaluator import make_evaluator
+from cnn_jax.parallel.placement import Placement
 from cnn_jax.training.feature_cache import FeatureCache
-from cnn_jax.training.metrics import NAMES, summarise
-from cnn_jax.training.phases import Phase
-from cnn_jax.training.plan import Schedule
+from cnn_jax.training.init import RANDOM, Initializer
+from cnn_jax.training.inputs import ImageInputs
+from cnn_jax.training.metrics import Fetch
+from cnn_jax.training.phases import Phase, make_phases
+from cnn_jax.training.plan import Plan
+from cnn_jax.training.state import TrainState
 from cnn_jax.transforms.augment import Augmentation
 from cnn_jax.transforms.preprocess import Preprocessing
 from cnn_jax.transforms.tta import Views
-from cnn_jax.workdir.checkpoint import FINGERPRINT
-
-SPLITS = ("train", "validation", "test")
-RANDOM = "random"  # in the place of weights: a backbone that was never trained
+from cnn_jax.workdir.checkpoint import FINGERPRINT, Checkpoints
 
 
-class Trainer:
-    """A configuration and a data set, compiled.
+class Experiment:
+    """A configuration and a data set, ready to train.
 
     Attributes:
-      dataset: the data.
-      schedule: which step does what.
+      config: of the run.
+      place: how seeds, batches and steps are laid out on the devices.
+      splits: the data.
       model: the network.
-      image_size: height and width of what it sees.
+      preprocess: what is done to every image.
+      image_size: height and width of what the network sees.
+      plan: maps steps to epochs and chunks.
+      phases: training and, where the configuration asks for it, fine-tuning.
+      keys: the root key, with a leading axis where there are several seeds.
+      fetch: from metrics on the device to numbers.
       metadata: what inference must know of the run; JSON.
-      duplicates: by split that has been read, one line per split with which it shares images.
     """
 
-    def __init__(self, config: ConfigDict, dataset: Dataset, features: Path | None = None):
+    def __init__(
+        self, config: ConfigDict, dataset: Dataset, features: Path | None = None, place: Placement | None = None
+    ):
         """Reads the training and validation images; compiles when it is first used.
 
         Args:
-          config: valid.
+          config: valid (see `cnn_jax.config.validate`).
           dataset: the data.
-          features: where those of a frozen backbone are kept; None: they are computed in every epoch anew.
+          features: where features of a frozen backbone are cached; None to compute them in every epoch.
+          place: None for the fastest.
         """
-        self.dataset = dataset
-        self._config, self._features = config, features
-        self._lanes = lanes.count_of(config)
-        keys = [rng.root(seed) for seed in self._seeds]
-        self._key = jnp.stack(keys) if self._lanes else keys[0]
-        epochs = config.epochs + config.finetune.epochs
-        pause = math.gcd(config.checkpoint.epochs, config.eval.epochs if len(dataset.validation) else 0)
-        self.schedule = Schedule(len(dataset.train), config.batch_size, epochs, config.steps_per_call, pause)
+        self.config = config
+        self.place = place or Placement.choose(config.seeds)
+        if config.batch_size % self.place.data:
+            raise UserError(
+                f"config.batch_size is {config.batch_size}, which {self.place.data} devices cannot share evenly: set "
+                f"it to a multiple of {self.place.data}."
+            )
+        self.splits = Splits(dataset, self.place)
         self.model = models.build(config.model, len(dataset.class_names), config.dtype)
-        self._preprocess = Preprocessing.from_config(config.data, **models.normalisation(config.model))
-        self.duplicates: dict[str, list[str]] = {}
-        self._seen = Duplicates()
-        self._images: dict[str, dict[str, np.ndarray]] = {}
-        for split in SPLITS[:2]:
-            self._read(split)
-        self._arrays: dict[tuple[str, bool], dict[str, jax.Array]] = {}
-        stored = self._images["train"]["image"]
-        self.image_size = jax.eval_shape(self._preprocess, stored[:1]).shape[1:3]
-        self.metadata = {
-            "config": config.to_dict(),
-            "class_names": list(dataset.class_names),
-            "input_size": list(stored.shape[1:3]),
-            "preprocessing": dataclasses.asdict(self._preprocess),
-            FINGERPRINT: _fingerprint(self._images),
-        }
-        self.phases = self._make_phases(config)
-        views = Views.from_config(config.eval)
-        self._evaluate = make_evaluator(self.model, self._preprocess, config.eval_batch_size, self._lanes, views)
-        self._summarise = jax.jit(lanes.over_lanes(summarise, (0,), self._lanes))
-
-    def _make_phases(self, config: ConfigDict) -> list[Phase]:
-        variables = jax.eval_shape(self._draw, rng.root(0))
-        augment = Augmentation.from_config(config.augment, self._preprocess.mean, self.image_size)
-        phases, stop, partition = [], 0, None
-        for own in config_lib.phases(config):
-            start, stop = stop, self.schedule.end_of_epoch(sum(p.config.epochs for p in phases) + own.epochs)
-            partition = Partition.of(variables, own.model.trainable, own.optimizer.groups, partition)
-            phases.append(Phase(own, self.model, self._preprocess, augment, partition, start, stop, self.schedule))
-        if self._lanes and self._features and phases[0].keeps_features and config.model.get("weights") == RANDOM:
+        self.preprocess = Preprocessing.from_config(config.data, **models.normalisation(config.model))
+        stored = self.splits.host("train")["image"]
+        self.image_size = jax.eval_shape(self.preprocess, stored[:1]).shape[1:3]
+        self.plan = Plan(
+            len(dataset.train),
+            config.batch_size,
+            config.epochs + config.finetune.epochs,
+            config.steps_per_call,
+            math.gcd(config.checkpoint.epochs, config.eval.epochs if len(dataset.validation) else 0),
+            even=self.place.scan,
+        )
+        self._initializer = Initializer(
+            self.model, self.preprocess, self.image_size, config.model.name, config.model.get("weights", RANDOM)
+        )
+        self._features = features
+        augment = Augmentation.from_config(config.augment, self.preprocess.mean, self.image_size)
+        self.phases = make_phases(
+            config,
+            self.model,
+            jax.eval_shape(self._initializer.random, rng.root(0)),
+            ImageInputs(self.preprocess, augment, Views.from_config(config.eval)),
+            self.plan,
+            self.place,
+            reuse_features=features is not None,
+        )
+        if config.seeds > 1 and self.phases[0].on_features and self._initializer.weights == RANDOM:
             raise UserError(
                 "Every seed has a random backbone of its own, so that there are no features to share: set "
                 "--config.features.cache=False, or --config.seeds=1."
             )
-        return phases
+        self.keys = self.place.stack([rng.root(seed) for seed in self.seeds])
+        self.fetch = Fetch(self.place)
+        self.metadata = {
+            "config": config.to_dict(),
+            "class_names": list(dataset.class_names),
+            "input_size": list(stored.shape[1:3]),
+            "preprocessing": dataclasses.asdict(self.preprocess),
+            FINGERPRINT: self.splits.fingerprint,
+        }
 
     @property
-    def _seeds(self) -> range:
-        return range(self._config.seed, self._config.seed + self._config.seeds)
+    def seeds(self) -> range:
+        """The seeds that are trained at once."""
+        return range(self.config.seed, self.config.seed + self.config.seeds)
 
-    @property
-    def layout(self) -> dict[str, str | None]:
-        """How steps and seeds are dispatched on this kind of device; "seeds" is None for a single one."""
-        steps = "scan" if dispatch.scans_well() else "loop"
-        return {"steps": steps, "seeds": lanes.choose(self._lanes) if self._lanes else None}
+    def phase(self, step: int) -> Phase:
+        """Returns the phase of the step that starts at `step`; the last one at the end."""
+        return next((phase for phase in self.phases if step < phase.stop), self.phases[-1])
 
-    def phase(self, now: int) -> Phase:
-        """The phase of the step that starts at `now`; the last one at the end."""
-        return next((phase for phase in self.phases if now < phase.stop), self.phases[-1])
+    def phases_from(self, step: int) -> Iterator[Phase]:
+        """Yields the phases that still have steps to train."""
+        return (phase for phase in self.phases if step < phase.stop)
 
-    def init_state(self) -> step.TrainState:
-        """Returns the state at step 0; with a leading lane axis where there are several seeds.
+    def init(self) -> TrainState:
+        """Returns the state at step 0: from pretrained weights where the configuration names them, else random.
 
         Raises:
           UserError: the weights of a backbone cannot be had.
         """
-        draw, begin = self._make_draw(), jax.jit(self.phases[0].begin_run)
-        states = [begin(self._fit(draw(rng.root(seed)))) for seed in self._seeds]
-        return lanes.stack(states) if self._lanes else states[0]
+        begin = jax.jit(self.phases[0].step.init)
+        variables = self._initializer(self.seeds, self.splits.host("train")["image"])
+        return jax.block_until_ready(self.place.stack([begin(each) for each in variables]))
 
-    def _draw(self, key: jax.Array) -> PyTree:
-        return step.draw(self.model, key, jnp.zeros((1, *self.image_size, 3)))
+    def target(self, step: int) -> TrainState:
+        """Returns shapes, types and shardings of the state that is saved at `step`."""
+        phase = self.phase(max(step - 1, 0))
+        return self.place.abstract(lambda key: phase.step.init(self._initializer.random(key)), rng.root(0))
 
-    def _make_draw(self) -> Callable[[jax.Array], PyTree]:
-        """Returns the function from a run's key to the variables that it begins with."""
-        source = self._config.model.get("weights", RANDOM)
-        if source == RANDOM:
-            return jax.jit(self._draw)
-        shapes = jax.eval_shape(self._draw, rng.root(0))
-        of_backbone = {kind: tree["backbone"] for kind, tree in shapes.items()}
-        loaded = jax.device_put(pretrained.load(self._config.model.name, source, of_backbone))
-        # Initialised on features: the backbone, which is loaded, is then neither compiled nor drawn at random.
-        features = jnp.zeros((1, self.model.network.num_features))
-        draw_head = jax.jit(lambda key: step.draw(self.model, key, features))
+    def restore(self, checkpoints: Checkpoints) -> tuple[int, TrainState] | None:
+        """Returns the latest intact step of the run and its state; None where nothing was saved."""
+        restored = checkpoints.restore(lambda step: self.target(step).items)
+        if restored is None:
+            return None
+        step, items = restored
+        return step, self.target(step).with_items(items)
 
-        def draw(key):
-            head = draw_head(key)
-            return {kind: {"backbone": tree, **head.get(kind, {})} for kind, tree in loaded.items()}
+    def must_compute_features(self, phase: Phase, *splits: str) -> bool:
+        """Whether `arrays` may take long: features of a frozen backbone that are not on the device yet."""
+        return phase.on_features and not self.splits.has_features(*splits)
 
-        return draw
+    def arrays(
+        self, phase: Phase, variables: PyTree, split: str, stop: Callable[[], bool] = lambda: False
+    ) -> dict[str, jax.Array]:
+        """Returns a split on the device: its images, or in a phase on features what the frozen backbone computes.
 
-    def _fit(self, variables: PyTree) -> PyTree:
-        """Completes the variables where the network's initialisation looks at the training images."""
-        if not hasattr(self.model, "init_from_images"):
-            return variables
-        fit = jax.jit(lambda params, images: self.model.init_from_images(params, self._preprocess(images)))
-        images = self._images["train"]["image"][: self.model.init_images]
-        return {**variables, "params": fit(variables["params"], images)}
-
-    def like(self, now: int) -> step.TrainState:
-        """Returns the shapes, types and devices of what is saved at step `now`."""
-        phase = self.phase(max(now - 1, 0))
-        sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-
-        def init(key):
-            return phase.begin_run(self._draw(key))
-
-        shapes = jax.eval_shape(lanes.over_lanes(init, (0,), self._lanes), self._key)
-        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)
-
-    def must_prepare(self, now: int) -> bool:
-        """Whether `prepare` has something to do that may take long: features of a frozen backbone."""
-        return self._as_features(now) and not all((split, True) in self._arrays for split in SPLITS[:2])
-
-    def _as_features(self, now: int) -> bool:
-        return self._features is not None and self.phase(now).keeps_features
-
-    def prepare(
-        self,
-        variables: PyTree,
-        now: int,
-        stop: Callable[[], bool] = lambda: False,
-        splits: Sequence[str] = SPLITS[:2],
-    ) -> None:
-        """Puts on the device what the phase at step `now` needs; features of a frozen backbone are computed once.
+        Args:
+          phase: which trains on the split, or whose network is scored on it.
+          variables: {params, batch_stats}; all seeds have the same backbone.
+          split: "train", "validation" or "test".
+          stop: asked between batches of features.
 
         Raises:
-          cnn_jax.training.feature_cache.Stopped: `stop` said so; what there is of the features is kept.
+          cnn_jax.training.feature_cache.Stopped: `stop` said so; the features so far are on disk.
         """
-        jax.block_until_ready([self._inputs(variables, split, now, stop) for split in splits])
+        if not phase.on_features:
+            return self.splits.images(split)
+        return self.splits.features(split, self._feature_cache(self.place.seed(variables), stop))
 
-    def update(self, state: step.TrainState, now: int) -> tuple[int, step.TrainState, dict[str, Any]]:
-        """Trains from step `now` to the end of the chunk; returns that step, the state there and the chunk's metrics.
+    def pipeline(self, phase: Phase, variables: PyTree, stop: Callable[[], bool] = lambda: False) -> Resident:
+        """Returns what feeds the steps of a phase; see `arrays`."""
+        order = Order(self.plan.num_examples, self.plan.batch_size)
+        return Resident(self.arrays(phase, variables, "train", stop), order, self.seeds)
 
-        The buffers of `state` are reused: it must not be touched afterwards.
+    def train_chunk(self, state: TrainState, step: int) -> tuple[int, TrainState, dict[str, Any]]:
+        """Trains the chunk that starts at `step` and waits for its metrics: the loop for scripts and tests.
+
+        Returns:
+          The step at which the chunk ends, the state there, whose buffers are those of `state`, and the metrics.
         """
-        phase = self.phase(now)
-        stop = min(self.schedule.next_stop(now), phase.stop)
-        if now and now == phase.start:
-            begin = jax.jit(lanes.over_lanes(phase.begin, (0,), self._lanes))
-            state = state.replace(opt_state=begin(state.params))
-        rows = [self.schedule.rows(seed, now, stop) for seed in self._seeds]
-        rows = lanes.stack_rows(rows) if self._lanes else rows[0]
-        arrays = self._inputs(state.variables, "train", now)
-        state, metrics = phase.train(state, rows, arrays, self._key)
-        values = self._fetch(metrics)
-        return stop, state, values | {"learning_rate": phase.learning_rate(stop - 1)}
+        phase = self.phase(step)
+        if step == phase.start and step:
+            state = phase.restart(state)
+        chunk, pipeline = next(self.plan.chunks(step, phase.stop)), self.pipeline(phase, state.variables)
+        rows, length = pipeline.rows(*chunk), self.plan.longest_chunk
+        state, metrics = phase.train(state, rows, pipeline.shared, self.keys, length)
+        return chunk.stop, state, self.fetch(metrics)
 
-    def evaluate(self, variables: PyTree, split: str, now: int = 0) -> dict[str, Any]:
+    def evaluate(self, variables: PyTree, split: str, step: int = 0) -> dict[str, Any]:
         """Scores the network on "train", "validation" or "test", every image once; empty where there are none.
 
         Args:
           variables: {params, batch_stats}.
           split: which images.
-          now: the step that `variables` are of: where its phase freezes the backbone, features are reused.
+          step: of `variables`: where its phase freezes the backbone, features are reused.
         """
-        arrays = self._inputs(variables, split, max(now - 1, 0))
-        return self._fetch(self._evaluate(variables, arrays)) if len(arrays["label"]) else {}
+        phase = self.phase(max(step - 1, 0))
+        arrays = self.arrays(phase, variables, split)
+        return self.fetch(phase.evaluate(variables, arrays)) if len(arrays["label"]) else {}
 
-    def _inputs(
-        self, variables: PyTree, split: str, now: int, stop: Callable[[], bool] = lambda: False
-    ) -> dict[str, jax.Array]:
-        """A split on the device: as images, or as features where the phase at step `now` changes none of them."""
-        as_features = self._as_features(now)
-        if (split, as_features) not in self._arrays:
-            arrays = self._read(split)
-            if as_features:
-                batch = self._config.eval_batch_size
-                one = self.lane(variables)  # all have the same backbone
-                cache = FeatureCache(self._features, self.model, one, self._preprocess, batch)
-                arrays = {"features": cache.get(arrays["image"], split, stop), "label": arrays["label"]}
-            self._arrays[split, as_features] = jax.device_put(arrays)
-        return self._arrays[split, as_features]
+    def _feature_cache(self, variables: PyTree, stop: Callable[[], bool]) -> Callable[..., Any]:
+        def compute(images, split):
+            cache = FeatureCache(self._features, self.model, variables, self.preprocess, self.config.eval_batch_size)
+            return cache.get(images, split, stop)
 
-    def _read(self, name: str) -> dict[str, np.ndarray]:
-        """Returns the images and labels of a split, which are decoded when they are first asked for."""
-        if name not in self._images:
-            split: Split = getattr(self.dataset, name)
-            images = split.images()
-            self.duplicates[name] = self._seen.add(name, split, images)
-            self._images[name] = {"image": images, "label": split.labels}
-        return self._images[name]
-
-    def lane(self, tree: PyTree, index: int = 0) -> PyTree:
-        """Returns the part of a state, or of variables, that belongs to one seed."""
-        return lanes.take(tree, index) if self._lanes else tree
-
-    def _fetch(self, metrics: Any) -> dict[str, Any]:
-        """Returns the values of metrics; waits for them."""
-        values = jax.device_get(self._summarise(metrics))
-        values = {name: values[name] for name in (*NAMES, *sorted(values.keys() - NAMES))}
-        return lanes.spread(values) if self._lanes else {name: float(value) for name, value in values.items()}
-
-
-def _fingerprint(arrays: dict[str, dict[str, np.ndarray]]) -> str:
-    """A hash of the pixels and labels that a run learns and chooses from."""
-    digest = hashlib.blake2b(digest_size=16)
-    for leaf in jax.tree.leaves(arrays):
-        digest.update(np.ascontiguousarray(leaf))
-    return digest.hexdigest()
+        return compute

@@ -1,9 +1,9 @@
-"""What a frozen backbone makes of images: computed once, kept on disk, found again by a fingerprint."""
+"""On-disk cache of frozen-backbone features, keyed by a hash of all inputs."""
 
 import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,11 @@ import jax
 import numpy as np
 from jaxtyping import Float, PyTree, UInt8
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from cnn_jax.data.batching import pad
 from cnn_jax.errors import UserError
 from cnn_jax.transforms.preprocess import Preprocessing
+from cnn_jax.utils import files, progress
 
 IMAGES_IN_A_FILE = 1000  # what an interruption may cost: a minute for a large backbone on a CPU
 _KEY = "features"
@@ -27,7 +28,7 @@ class Stopped(Exception):
 
 
 class FeatureCache:
-    """Features of images in files of `IMAGES_IN_A_FILE`, below a folder named after all that they hang on.
+    """Features in files of `IMAGES_IN_A_FILE` images, in a folder named by a hash of all that they depend on.
 
     Attributes:
       folder: of this backbone and preprocessing.
@@ -44,11 +45,11 @@ class FeatureCache:
         """Finds the folder; compiles when it is first used.
 
         Args:
-          directory: where caches are; made when something is written.
+          directory: where caches are; created when something is written.
           model: a network with a method `features`, such as `cnn_jax.models.transfer.Transfer`.
           variables: of the whole network: {params, batch_stats}.
           preprocess: what is done to every image.
-          batch_size: images at once. It is part of the fingerprint, because rounding hangs on it.
+          batch_size: images at once. It is part of the hash, because rounding depends on it.
         """
         backbone = {kind: tree.get("backbone", {}) for kind, tree in variables.items()}
         network = [type(model).__name__, model.network.__name__, str(np.dtype(model.dtype)), repr(preprocess)]
@@ -60,11 +61,11 @@ class FeatureCache:
     def get(
         self, images: UInt8[np.ndarray, "n height width 3"], name: str, stop: Callable[[], bool] = lambda: False
     ) -> Float[np.ndarray, "n features"]:
-        """Returns the features of images; computes and keeps what is not there yet.
+        """Returns the features of images; computes and stores those that are not there yet.
 
         Args:
           images: as they are stored.
-          name: of the split, for people.
+          name: of the split; for folder names and progress.
           stop: asked between batches.
 
         Raises:
@@ -91,8 +92,8 @@ class FeatureCache:
             if stop():
                 raise Stopped
             batch = images[start : start + self._batch_size]
-            padded = np.concatenate([batch, np.zeros((self._batch_size - len(batch), *batch.shape[1:]), np.uint8)])
-            found.append(np.asarray(self._features(self._variables, padded))[: len(batch)])
+            features = self._features(self._variables, pad(batch, self._batch_size))
+            found.append(np.asarray(features)[: len(batch)])
             advance(len(batch))
         return np.concatenate(found)
 
@@ -109,13 +110,11 @@ def _read(path: Path) -> np.ndarray | None:
 def _write(path: Path, features: np.ndarray) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        with partial.open("wb") as file:
+        with files.replacing(path, "wb") as file:
             np.savez(file, **{_KEY: features})
-        partial.replace(path)
     except OSError as error:
         raise UserError(
-            f"Cannot keep features in {path.parent}: {error.strerror}. Free space or rights there, or take another "
+            f"Cannot store features in {path.parent}: {error.strerror}. Free space or rights there, or take another "
             "--config.features.dir."
         ) from None
 
@@ -129,18 +128,11 @@ def _fingerprint(words: Iterable[str], tree: Mapping[str, Any]) -> str:
 
 
 @contextlib.contextmanager
-def _progress(label: str, total: int, shown: bool):
+def _progress(label: str, total: int, shown: bool) -> Iterator[Callable[[int], Any]]:
+    """Yields what advances the progress bar; without a terminal, one line says what takes so long."""
     console = Console(stderr=True)
-    bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not (console.is_terminal and shown),
-    )
     if shown and not console.is_terminal:
-        console.print(f"{label}: computing them, once", highlight=False)
-    with bar:
+        console.print(f"{label}: computed once", highlight=False)
+    with progress.bar(shown=shown) as bar:
         task = bar.add_task(label, total=total)
         yield lambda count: bar.advance(task, count)

@@ -1,7 +1,6 @@
-"""Training a run: restore, then update, log, evaluate, save, chunk by chunk."""
+"""The training loop: restore, then train, record, validate and save, chunk by chunk."""
 
 import contextlib
-import dataclasses
 import json
 import math
 import time
@@ -14,30 +13,30 @@ from ml_collections import ConfigDict
 from cnn_jax import config as config_lib
 from cnn_jax import data
 from cnn_jax.errors import UserError
-from cnn_jax.training import step
-from cnn_jax.training.experiment import Trainer
+from cnn_jax.parallel.placement import describe_devices
+from cnn_jax.training.experiment import Experiment
 from cnn_jax.training.feature_cache import Stopped
 from cnn_jax.training.metrics import NAMES
+from cnn_jax.training.phases import Phase
+from cnn_jax.training.recorder import Recorder
+from cnn_jax.training.state import TrainState
+from cnn_jax.utils import files
 from cnn_jax.workdir import provenance
 from cnn_jax.workdir.checkpoint import FINGERPRINT, Checkpoints
 from cnn_jax.workdir.interrupt import Interrupt
-from cnn_jax.workdir.progress import Progress
-from cnn_jax.workdir.records import Summaries, model_table, read_metrics
+from cnn_jax.workdir.layout import CHECKPOINT_FOLDER, CONFIG_FILE, FEATURES_FOLDER, PROFILE_FOLDER, TIMES_FILE
+from cnn_jax.workdir.records import model_table, read_metrics
 from cnn_jax.workdir.stopwatch import Stopwatch
 
-CONFIG_FILE = "config.json"
-TIMES_FILE = "times.json"
-CHECKPOINT_FOLDER = "checkpoints"
-FEATURES_FOLDER = "features"
-PROFILE_FOLDER = "profile"
+SCORED = ("train", "validation")  # the splits that training reads
 
 
 def train(config: ConfigDict, workdir: str) -> int:
-    """Trains the run that `config` describes in `workdir`, or goes on with it, and scores it on the test split.
+    """Trains the run that `config` describes in `workdir`, or resumes it, and scores it on the test split.
 
     Args:
       config: a stage (see configs/base.py).
-      workdir: the run's folder, made where there is none.
+      workdir: the run's folder, created if there is none.
 
     Returns:
       The exit status: 0 when the run is complete, 128 + the signal's number when it was stopped.
@@ -48,156 +47,185 @@ def train(config: ConfigDict, workdir: str) -> int:
     """
     config_lib.validate(config)
     folder, watch = _open_workdir(config, Path(workdir).expanduser()), Stopwatch()
-    trainer = Trainer(config, data.load(config.data), _features_folder(config, folder))
-    with Interrupt() as interrupt, Checkpoints(folder / CHECKPOINT_FOLDER, trainer.metadata) as checkpoints:
+    experiment = Experiment(config, data.load(config.data), _features_folder(config, folder))
+    with Interrupt() as interrupt, Checkpoints(folder / CHECKPOINT_FOLDER, experiment.metadata) as checkpoints:
         with watch.measure("initialise"):
-            now, state = checkpoints.restore(trainer.like) or (0, jax.block_until_ready(trainer.init_state()))
+            # 1. This run's last checkpoint. 2. Pretrained weights. 3. Random weights.
+            start, state = experiment.restore(checkpoints) or (0, experiment.init())
         config_lib.write(config, folder / CONFIG_FILE)
-        with (
-            Summaries(folder, config.tensorboard, now) as summaries,
-            Progress(trainer.schedule, now, config.seeds) as progress,
-        ):
-            run = _Run(config, folder, trainer, checkpoints, summaries, progress, interrupt, watch)
-            return run.go_on(now, state)
+        with Recorder(folder, experiment, start) as recorder:
+            report = _Report(experiment, recorder, folder, watch, interrupt)
+            report.begin(start, state)
+            try:
+                now, state = _train(experiment, checkpoints, recorder, report, start, state)
+                if now == experiment.plan.total_steps:
+                    report.end(start, state)
+                    return 0
+                report.say(f"Stopped at step {now:,}, which is saved: the same command resumes from there.")
+            except Stopped:
+                report.say("Stopped; the features so far are kept: the same command resumes from there.")
+        return 128 + interrupt.signal
 
 
-@dataclasses.dataclass
-class _Run:
-    """Everything that a run has at hand, opened."""
+def _train(
+    experiment: Experiment,
+    checkpoints: Checkpoints,
+    recorder: Recorder,
+    report: "_Report",
+    now: int,
+    state: TrainState,
+) -> tuple[int, TrainState]:
+    """Trains from step `now` to the end or until stopped; returns the last step, which is saved, and its state.
 
-    config: ConfigDict
-    folder: Path
-    trainer: Trainer
-    checkpoints: Checkpoints
-    summaries: Summaries
-    progress: Progress
-    interrupt: Interrupt
-    watch: Stopwatch
+    The device never waits for the host: a chunk is dispatched before the metrics of the previous one are fetched.
+    """
+    plan, limit, saved_at = experiment.plan, 60 * experiment.config.checkpoint.minutes, time.monotonic()
+    first = now
+    for phase in experiment.phases_from(now):
+        if report.interrupted():
+            break
+        report.prepare(phase, state, SCORED)
+        pipeline = experiment.pipeline(phase, state.variables)
+        if now == phase.start and now:
+            state = phase.restart(state)
+        for chunk in plan.chunks(now, phase.stop):
+            if report.interrupted():
+                break
+            with report.watch.measure("train"), report.profile(chunk.start > first) as wait_for:
+                rows = pipeline.rows(*chunk)
+                with jax.transfer_guard("disallow"):  # nothing moves between host and device but what we put there
+                    state, metrics = phase.train(
+                        state, rows, pipeline.shared, experiment.keys, length=plan.longest_chunk
+                    )
+                wait_for(state)
+                recorder.train(chunk, metrics, phase.rate(chunk.stop - 1))  # fetches the metrics of the previous chunk
+                now, epoch = chunk.stop, plan.epoch_ended(chunk.stop)
+                ended = now == plan.total_steps
+                due = epoch and epoch % experiment.config.checkpoint.epochs == 0
+                save = due or ended or report.interrupted() or 0 < limit < time.monotonic() - saved_at
+                if epoch or save:
+                    recorder.flush()  # before a state is scored or saved, its loss must have been seen
+            score = report.validate(state, now, epoch) if epoch else None
+            if save:
+                checkpoints.save(now, state.items, score)
+                saved_at = time.monotonic()
+    return now, state
 
-    def go_on(self, start: int, state: step.TrainState) -> int:
-        """Trains from step `start` to the end and scores the test split; returns the exit status."""
-        total = self.trainer.schedule.total_steps
+
+class _Report:
+    """What is said, scored and written around the steps of a run."""
+
+    def __init__(
+        self, experiment: Experiment, recorder: Recorder, folder: Path, watch: Stopwatch, interrupt: Interrupt
+    ):
+        self._experiment, self._recorder, self._folder = experiment, recorder, folder
+        self._total, self._interrupt = experiment.plan.total_steps, interrupt
+        self.watch, self.say = watch, recorder.progress.say
+
+    def interrupted(self) -> bool:
+        """Whether a signal has asked to stop."""
+        return self._interrupt.signal is not None
+
+    def begin(self, start: int, state: TrainState) -> None:
+        """Says what is going to be trained or resumed, and records the provenance of the steps to come."""
         if not start:
             self._describe(state)
-        elif start < total:
-            self.progress.say(f"Going on from step {start:,} of {total:,}.")
-        if start < total or not self._earlier_test():
-            self._record_provenance(start)
-        try:
-            now, state = self._loop(start, state)
-            if now == total:
-                self.progress.stop()
-                scores = self._earlier_test() or self._score_test(state)
-                if start < total:
-                    _report_times(self.watch, self.trainer, start, self.folder)
-                _show_test(self.trainer, self.folder, scores)
-                return 0
-            self.progress.say(f"Stopped at step {now:,}, which is saved: the same command goes on from there.")
-        except Stopped:
-            self.progress.say("Stopped; the features so far are kept: the same command goes on from there.")
-        return 128 + self.interrupt.signal
+        elif start < self._total:
+            self.say(f"Resuming from step {start:,} of {self._total:,}.")
+        if start < self._total or not self._recorded_test():
+            current = provenance.collect(self._experiment.place.layout, self._experiment.metadata[FINGERPRINT])
+            differing = provenance.record(self._folder, start, current)
+            if differing:
+                self.say(
+                    f"Resuming with {provenance.describe(differing)}: the remaining steps may not be bit-identical to "
+                    "those of an uninterrupted run."
+                )
 
-    def _loop(self, now: int, state: step.TrainState) -> tuple[int, step.TrainState]:
-        """Trains from step `now` to the end, or until interrupted; returns where it stopped, which is saved."""
-        schedule, saved_at, first = self.trainer.schedule, time.monotonic(), now
-        while now < schedule.total_steps and not self.interrupt.signal:
-            start = now
-            self._prepare(state, start)
-            with self.watch.measure("train"), self._trace(start > first):
-                now, state, values = self.trainer.update(state, start)
-            speed = self.progress.update(now, values)
-            self.summaries.record(now, schedule.epoch(now), "train", values | speed)
-            self._check_finite(values["loss"], start, now)
-            epoch, score = schedule.epoch_ended(now), None
-            if epoch:
-                scores = self._validate(state, now, epoch)
-                score = scores.get("accuracy")
-                self.progress.epoch_ended(epoch, values, scores)
-            if self._must_save(now, epoch, saved_at):
-                self.checkpoints.save(now, state, score)
-                saved_at = time.monotonic()
-        return now, state
-
-    def _prepare(self, state: step.TrainState, now: int) -> None:
-        """Brings what the phase trains on to the device; features of a frozen backbone may take long."""
-        slowly = self.trainer.must_prepare(now)
+    def prepare(self, phase: Phase, state: TrainState, splits: tuple[str, ...]) -> None:
+        """Brings splits to the device; features of a frozen backbone may take long."""
+        progress, slow = self._recorder.progress, self._experiment.must_compute_features(phase, *splits)
         with self.watch.measure("prepare"):
-            if slowly:
-                self.progress.stop()  # for a bar of its own
-            self.trainer.prepare(state.variables, now, self._stop)
-            if slowly:
-                self.progress.start()
+            if slow:
+                progress.stop()  # the features have a bar of their own
+            for split in splits:
+                jax.block_until_ready(self._experiment.arrays(phase, state.variables, split, self.interrupted))
+            if slow:
+                progress.start()
 
-    def _trace(self, compiled: bool) -> contextlib.AbstractContextManager:
-        """Profiles one chunk, the first that is already compiled, where the configuration asks for it."""
-        folder = self.folder / PROFILE_FOLDER
-        if not (self.config.profile and compiled) or folder.exists():
-            return contextlib.nullcontext()
-        return jax.profiler.trace(str(folder))
+    @contextlib.contextmanager
+    def profile(self, compiled: bool):
+        """Traces one chunk, the first that is already compiled, if the configuration asks for it; yields what waits."""
+        folder = self._folder / PROFILE_FOLDER
+        if not (self._experiment.config.profile and compiled) or folder.exists():
+            yield lambda state: None
+            return
+        with jax.profiler.trace(str(folder)):
+            yield jax.block_until_ready
 
-    def _check_finite(self, loss: float, start: int, now: int) -> None:
-        if self.config.on_nan == "stop" and not math.isfinite(loss):
-            raise UserError(
-                f"The loss is {loss} between steps {start} and {now}, which are not saved. Lower "
-                "config.optimizer.learning_rate (in another --workdir), or go on with --config.on_nan=continue."
-            )
+    def validate(self, state: TrainState, step: int, epoch: int) -> float | None:
+        """Scores the validation split where it is due, and returns the accuracy."""
+        scores: dict[str, Any] = {}
+        if epoch % self._experiment.config.eval.epochs == 0 or step == self._total:
+            with self.watch.measure("validation"):
+                scores = self._experiment.evaluate(state.variables, "validation", step)
+            if scores:
+                self._recorder.summaries.record(step, epoch, "validation", scores)
+        self._recorder.progress.epoch_ended(epoch, self._recorder.values, scores)
+        return scores.get("accuracy")
 
-    def _validate(self, state: step.TrainState, now: int, epoch: int) -> dict[str, Any]:
-        if epoch % self.config.eval.epochs and now < self.trainer.schedule.total_steps:
-            return {}
-        with self.watch.measure("validation"):
-            scores = self.trainer.evaluate(state.variables, "validation", now)
-        if scores:
-            self.summaries.record(now, epoch, "validation", scores)
-        return scores
+    def end(self, start: int, state: TrainState) -> None:
+        """Scores the test split once, and prints the scores and the times."""
+        self._recorder.progress.stop()
+        scores = self._recorded_test() or self._score_test(state)
+        if start < self._total:
+            self._report_times(start)
+        self._show_test(scores)
 
-    def _must_save(self, now: int, epoch: int | None, saved_at: float) -> bool:
-        due, limit = self.config.checkpoint.epochs, 60 * self.config.checkpoint.minutes
-        overdue = limit and time.monotonic() - saved_at > limit
-        ended = now == self.trainer.schedule.total_steps
-        return bool((epoch and epoch % due == 0) or overdue or self.interrupt.signal or ended)
+    def _describe(self, state: TrainState) -> None:
+        experiment = self._experiment
+        variables, labels = experiment.place.seed(state.variables), experiment.phases[0].step.partition.labels
+        table = model_table(experiment.model, variables, experiment.image_size, labels)
+        self.say(f"{table}\n{experiment.splits.dataset.describe()}")
+        self._say_duplicates(*SCORED)
+        hparams = config_lib.flatten(experiment.metadata["config"])
+        self._recorder.summaries.describe(hparams, {"model": f"```\n{table}\n```"})
 
-    def _describe(self, state: step.TrainState) -> None:
-        """Says what is going to be trained, and on what."""
-        trainer, labels = self.trainer, self.trainer.phases[0].partition.labels
-        table = model_table(trainer.model, trainer.lane(state.variables), trainer.image_size, labels)
-        self.progress.say(f"{table}\n{trainer.dataset.describe()}")
-        self._say_duplicates("train", "validation")
-        self.summaries.describe(config_lib.flatten(trainer.metadata["config"]), {"model": f"```\n{table}\n```"})
+    def _recorded_test(self) -> dict[str, Any] | None:
+        """Returns the scores on the test split, if an earlier process recorded them."""
+        records = read_metrics(self._folder)
+        return next((r for r in records if (r["step"], r["split"]) == (self._total, "test")), None)
 
-    def _record_provenance(self, start: int) -> None:
-        """Records the provenance of this process, and reports where that of the steps before it differs."""
-        current = provenance.collect(self.trainer.layout, self.trainer.metadata[FINGERPRINT])
-        differing = provenance.record(self.folder, start, current)
-        if differing:
-            self.progress.say(
-                f"Resuming with {provenance.describe(differing)}: the remaining steps may not be bit-identical to "
-                "those of an uninterrupted run."
-            )
-
-    def _earlier_test(self) -> dict[str, Any] | None:
-        """The scores on the test split, where an earlier process recorded them."""
-        end = self.trainer.schedule.total_steps
-        return next((r for r in read_metrics(self.folder) if (r["step"], r["split"]) == (end, "test")), None)
-
-    def _score_test(self, state: step.TrainState) -> dict[str, Any]:
-        """Scores the last state on the test split."""
-        end = self.trainer.schedule.total_steps
-        with self.watch.measure("prepare"):
-            self.trainer.prepare(state.variables, end - 1, self._stop, ("test",))
+    def _score_test(self, state: TrainState) -> dict[str, Any]:
+        self.prepare(self._experiment.phases[-1], state, ("test",))
         self._say_duplicates("test")
         with self.watch.measure("test"):
-            scores = self.trainer.evaluate(state.variables, "test", end)
-        self.summaries.record(end, self.trainer.schedule.epochs, "test", scores)
+            scores = self._experiment.evaluate(state.variables, "test", self._total)
+        self._recorder.summaries.record(self._total, self._experiment.plan.epochs, "test", scores)
         return scores
 
     def _say_duplicates(self, *splits: str) -> None:
-        """Says which images of these splits occur more than once."""
-        for line in (line for split in splits for line in self.trainer.duplicates[split]):
-            self.progress.say(line)
+        for split in splits:
+            for line in self._experiment.splits.duplicates[split]:
+                self.say(line)
 
-    def _stop(self) -> bool:
-        return self.interrupt.signal is not None
+    def _show_test(self, scores: dict[str, Any]) -> None:
+        images, epochs = len(self._experiment.splits.dataset.test), self._experiment.plan.epochs
+        print(f"Test split, {images:,} image{'s' * (images != 1)}, after {epochs} epoch{'s' * (epochs != 1)}:")
+        for name in NAMES:
+            value = math.nan if scores[name] is None else scores[name]  # JSON has no NaN
+            spread = f" ± {scores[f'{name}_std']:.4f}" if scores.get(f"{name}_std") is not None else ""
+            print(f"  {name:<20} {value:.4f}{spread}")
+        print(f"Workdir: {self._folder}")
+
+    def _report_times(self, start: int) -> None:
+        """Prints, and writes to the workdir, where the seconds of this process went, with compilation apart."""
+        seconds = dict(self.watch.seconds)
+        parts = ", ".join(f"{name} {value:.2f} s" for name, value in seconds.items() if name != "compile")
+        print(f"Times: {parts}; compilation (not included above) {seconds['compile']:.2f} s.")
+        device = describe_devices()["kind"]
+        times = {"steps": self._total - start, "device": device, "jax": jax.__version__, "seconds": seconds}
+        with files.replacing(self._folder / TIMES_FILE) as file:
+            file.write(json.dumps(times, indent=1) + "\n")
 
 
 def _open_workdir(config: ConfigDict, folder: Path) -> Path:
@@ -214,26 +242,7 @@ def _open_workdir(config: ConfigDict, folder: Path) -> Path:
 
 
 def _features_folder(config: ConfigDict, workdir: Path) -> Path | None:
-    """Where features of a frozen backbone are kept; None: they are not."""
+    """Returns where features of a frozen backbone are cached, or None."""
     if not config.features.cache:
         return None
     return Path(config.features.dir).expanduser() if config.features.dir else workdir / FEATURES_FOLDER
-
-
-def _show_test(trainer: Trainer, folder: Path, scores: dict[str, Any]) -> None:
-    """Prints the scores on the test split and how to go on."""
-    print(f"Test split, {len(trainer.dataset.test):,} images, after {trainer.schedule.epochs} epochs:")
-    for name in NAMES:
-        value = math.nan if scores[name] is None else scores[name]  # JSON has no NaN
-        spread = f" ± {scores[f'{name}_std']:.4f}" if scores.get(f"{name}_std") is not None else ""
-        print(f"  {name:<20} {value:.4f}{spread}")
-    print(f"Workdir: {folder}")
-
-
-def _report_times(watch: Stopwatch, trainer: Trainer, start: int, folder: Path) -> None:
-    """Prints, and writes beside the metrics, where the seconds of this process went; what it compiled is apart."""
-    steps, seconds = trainer.schedule.total_steps - start, dict(watch.seconds)
-    parts = ", ".join(f"{name} {value:.2f} s" for name, value in seconds.items() if name != "compile")
-    print(f"Times: {parts}; compiling, which is in none of them, {seconds['compile']:.2f} s.")
-    times = {"steps": steps, "device": jax.devices()[0].device_kind, "jax": jax.__version__, "seconds": seconds}
-    (folder / TIMES_FILE).write_text(json.dumps(times, indent=1) + "\n")

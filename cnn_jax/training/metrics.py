@@ -5,8 +5,11 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 from clu import metrics as clu_metrics
 from jaxtyping import Array, Bool, Float, Int
+
+from cnn_jax.parallel.placement import Placement
 
 # No `from __future__ import annotations` here: clu reads the annotations of a Collection as classes.
 
@@ -127,14 +130,40 @@ class Diagnostics(clu_metrics.Metric):
 TrainMetrics = clu_metrics.Collection.create(**Classification.__annotations__, diagnostics=Diagnostics)
 
 
-def zeros_like(metrics):
-    """Returns the neutral element of `merge` for a metric of this structure, which may be abstract."""
-    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), metrics)
-
-
 def summarise(collection: clu_metrics.Collection) -> dict[str, jax.Array]:
     """Computes a collection into one flat dictionary of scalars."""
     values = {}
     for name, value in collection.compute().items():
         values.update(value if isinstance(value, dict) else {name: value})
     return values
+
+
+class Fetch:
+    """From metrics on the device to numbers on the host, in two parts, between which the device can go on computing."""
+
+    def __init__(self, place: Placement):
+        """Compiles when it is first called."""
+        self._several = place.seeds is not None
+        self._summarise = place.jit_per_seed(summarise)
+
+    def start(self, metrics: clu_metrics.Collection) -> dict[str, jax.Array]:
+        """Returns the values on the device, one per seed where there are several; does not wait."""
+        return self._summarise(metrics)
+
+    def finish(self, values: dict[str, jax.Array]) -> dict[str, Any]:
+        """Returns the values as numbers; waits for them.
+
+        Of several seeds: the means, the standard deviations (n - 1) as NAME_std, and the numbers of all seeds as
+        "lanes".
+        """
+        values = jax.device_get(values)
+        values = {name: values[name] for name in (*NAMES, *sorted(values.keys() - set(NAMES)))}
+        if not self._several:
+            return {name: float(value) for name, value in values.items()}
+        result = {name: float(np.mean(value)) for name, value in values.items()}
+        result |= {f"{name}_std": float(np.std(value, ddof=1)) for name, value in values.items()}
+        return result | {"lanes": {name: [float(x) for x in value] for name, value in values.items()}}
+
+    def __call__(self, metrics: clu_metrics.Collection) -> dict[str, Any]:
+        """Returns the values as numbers; waits for them."""
+        return self.finish(self.start(metrics))

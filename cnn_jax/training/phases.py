@@ -1,93 +1,120 @@
-"""A phase of a run: the steps in which the same parameters are trained by the same rule."""
+"""Phases of a run: each trains some of the parameters by one rule."""
 
+import dataclasses
+from collections.abc import Callable
 from typing import Any
 
-import jax
-import numpy as np
+import flax.linen as nn
+import optax
 from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
+from cnn_jax import config as config_lib
+from cnn_jax.data.pipeline import Batch, Pipeline, Resident
 from cnn_jax.models.trainable import Partition
-from cnn_jax.parallel import lanes
-from cnn_jax.training import optim, step
+from cnn_jax.parallel.placement import Placement
+from cnn_jax.parallel.steps import Chunk, Step
+from cnn_jax.training import optim
 from cnn_jax.training.ema import Average
-from cnn_jax.training.metrics import zeros_like
-from cnn_jax.training.plan import Schedule
-from cnn_jax.transforms.augment import Augmentation
-from cnn_jax.transforms.preprocess import Preprocessing
-from cnn_jax.transforms.tta import Views
+from cnn_jax.training.evaluator import Evaluator
+from cnn_jax.training.inputs import FeatureInputs, ImageInputs
+from cnn_jax.training.plan import Plan
+from cnn_jax.training.state import TrainState
+from cnn_jax.training.step import EvalStep, TrainStep
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
 class Phase:
     """Steps of a run in which the same parameters are trained by the same rule.
 
     Attributes:
-      config: the run's, with what this phase changes.
-      partition: which parameters are trained.
-      optimizer: the rule.
-      one_step: (state, row, arrays, key) to (state, metrics), of one lane; pure.
-      average: of the weights.
       start: its first step.
       stop: the step after its last.
+      step: one train step.
+      learning_rate: of the parameters of no group, as a function of the step within the phase.
+      on_features: whether the steps take features of a frozen backbone instead of images.
+      train: runs a step per row: (state, rows, arrays, keys) to (state, metrics).
+      evaluate: scores variables on a split.
+      place: how seeds and batches are laid out.
     """
 
-    def __init__(
-        self,
-        config: ConfigDict,
-        model: Any,
-        preprocess: Preprocessing,
-        augment: Augmentation,
-        partition: Partition,
-        start: int,
-        stop: int,
-        schedule: Schedule,
-    ):
-        """Builds the train step; compiles when it is first used."""
-        self.config, self.partition, self.start, self.stop = config, partition, start, stop
-        self._schedule = optim.make_schedule(config.optimizer, stop - start, schedule.steps_per_epoch)
-        factors = partition.factors(config.optimizer.groups)
-        self.optimizer = optim.make_optimizer(config.optimizer, self._schedule, factors)
-        self.average = Average.from_config(config.average, schedule.total_steps)
-        self.keeps_features = partition.freezes("backbone") and not augment and not Views.from_config(config.eval)
-        train_step = step.make_train_step(
+    start: int
+    stop: int
+    step: TrainStep
+    learning_rate: optax.Schedule
+    on_features: bool
+    train: Chunk
+    evaluate: Evaluator
+    place: Placement
+
+    def restart(self, state: TrainState) -> TrainState:
+        """Returns the state with a new optimizer, with which the phase begins."""
+        return state.replace(opt_state=self.place.jit_per_seed(self.step.init_optimizer)(state.params))
+
+    def rate(self, step: int) -> float:
+        """Returns the learning rate of a step of the run, for parameters of no group."""
+        return float(self.learning_rate(step - self.start))
+
+
+def make_phases(
+    config: ConfigDict,
+    model: nn.Module,
+    shapes: PyTree,
+    inputs: ImageInputs,
+    plan: Plan,
+    place: Placement,
+    *,
+    reuse_features: bool,
+    pipeline: type[Pipeline] = Resident,
+) -> list[Phase]:
+    """Returns the phases of a run: training and, where the configuration asks for it, fine-tuning.
+
+    Args:
+      config: of the run.
+      model: the network.
+      shapes: of its variables, {params, batch_stats}; only the paths matter.
+      inputs: from images to the network's input.
+      plan: of the run.
+      place: how seeds and batches are laid out.
+      reuse_features: whether features of a frozen backbone may be computed once instead of in every epoch.
+      pipeline: how a row becomes a batch.
+    """
+    phases: list[Phase] = []
+    epochs, partition = 0, None
+    for own in config_lib.phases(config):
+        start, epochs = plan.end_of_epoch(epochs), epochs + own.epochs
+        stop = plan.end_of_epoch(epochs)
+        partition = Partition.of(shapes, own.model.trainable, own.optimizer.groups, partition)
+        learning_rate = optim.make_schedule(own.optimizer, stop - start, plan.steps_per_epoch)
+        # Every epoch has the same features only if nothing changes the images.
+        frozen = partition.freezes("backbone") and not inputs.augment and not inputs.tta
+        on_features = reuse_features and frozen
+        step = TrainStep(
             model,
-            self.optimizer,
-            preprocess=preprocess,
-            augment=augment,
-            partition=partition,
-            label_smoothing=config.label_smoothing,
-            diagnostics=config.diagnostics,
-            average=self.average,
+            optim.make_optimizer(own.optimizer, learning_rate, partition.factors(own.optimizer.groups)),
+            FeatureInputs() if on_features else inputs,
+            partition,
+            own.label_smoothing,
+            own.diagnostics,
+            Average.from_config(own.average, plan.total_steps),
         )
+        phases.append(
+            Phase(
+                start,
+                stop,
+                step,
+                learning_rate,
+                on_features,
+                train=Chunk(_on_rows(step, pipeline.batch), place),
+                evaluate=Evaluator(EvalStep(model, step.inputs), own.eval_batch_size, place),
+                place=place,
+            )
+        )
+    return phases
 
-        def one_step(state, row, arrays, key):
-            return train_step(state, step.gather(arrays, row), key)
 
-        def body(carry, *arguments):
-            state, metrics = carry
-            state, update = one_step(state, *arguments)
-            return state, metrics.merge(update)
+def _on_rows(step: TrainStep, batch: Callable[[Any, Any], Batch]) -> Step:
+    def on_row(state, row, shared, key):
+        return step(state, batch(row, shared), key)
 
-        self.one_step, axes, count = one_step, (0, 0, None, 0), lanes.count_of(config)
-        # Never run: it remembers what it was traced for, so the shapes of the metrics are found once.
-        self._traced = jax.jit(lanes.over_lanes(one_step, axes, count))
-        self._chunk = lanes.make_lane_chunk(body, axes, count)
-
-    def begin(self, params: PyTree) -> PyTree:
-        """Returns the optimizer's state at the first step, of one lane."""
-        return self.optimizer.init(self.partition.trained(params))
-
-    def begin_run(self, variables: PyTree) -> step.TrainState:
-        """Returns the state, of one lane, of a run that begins with this phase and these variables."""
-        return step.begin(variables, self.optimizer, self.partition, self.average)
-
-    def learning_rate(self, now: int) -> float:
-        """That of the step that starts at `now`, for parameters of no group."""
-        return float(self._schedule(now - self.start))
-
-    def train(
-        self, state: step.TrainState, rows: dict[str, np.ndarray], arrays: dict[str, jax.Array], key: jax.Array
-    ) -> tuple[step.TrainState, Any]:
-        """Trains a step a row; returns the state and the metrics of these steps. The buffers of `state` are reused."""
-        _, shapes = jax.eval_shape(self._traced, state, jax.tree.map(lambda x: x[0], rows), arrays, key)
-        return self._chunk((state, zeros_like(shapes)), rows, arrays, key)
+    return on_row

@@ -5,8 +5,9 @@ arguments, under `jax.pmap` with an axis name, and under `jax.vmap` over (state,
 """
 
 import contextlib
-from collections.abc import Callable, Mapping
-from typing import Any, NotRequired, TypedDict
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 import flax.linen as nn
 import flax.traverse_util
@@ -14,211 +15,152 @@ import jax
 import jax.numpy as jnp
 import optax
 from clu import metrics as clu_metrics
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree, UInt8
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from cnn_jax import rng
 from cnn_jax.models.trainable import Partition
 from cnn_jax.training.ema import Average
+from cnn_jax.training.inputs import Batch, Inputs
 from cnn_jax.training.metrics import Classification, TrainMetrics
 from cnn_jax.training.state import TrainState
-from cnn_jax.transforms.augment import Augmentation, alternate
-from cnn_jax.transforms.preprocess import Preprocessing
-from cnn_jax.transforms.tta import ITSELF, Views
 
 
-class Batch(TypedDict):
-    """What the steps take: stored images, labels, and a mask that is false where an example is padding.
-
-    Evaluation and metrics skip padding. The train step does so in part: its loss is the mean over the real examples,
-    but BatchNorm's batch statistics, and so every output and gradient, include the padding. The training batches of a
-    run are always full (see `cnn_jax.training.plan.Schedule`).
-
-    Instead of images there may be features from a frozen backbone (see `cnn_jax.training.feature_cache`).
-    """
-
-    image: NotRequired[UInt8[Array, "batch height width 3"]]
-    features: NotRequired[Float[Array, "batch features"]]
-    label: Int[Array, " batch"]
-    mask: Bool[Array, " batch"]
-    index: NotRequired[Int[Array, " batch"]]  # each example's number in its split
-    epoch: NotRequired[Int[Array, " batch"]]  # which epoch of training it is in
-
-
-def gather(arrays: dict[str, Any], row: dict[str, Any]) -> Batch:
-    """Picks a batch out of a data set on the device.
-
-    Args:
-      arrays: "image" `[n, height, width, 3]` or "features" `[n, features]`, and "label" `[n]`.
-      row: "index" int32 `[batch]` and "mask" bool `[batch]`; in training also "epoch" int32 `[batch]`.
-    """
-    return {name: array[row["index"]] for name, array in arrays.items()} | row
-
-
-def init_state(
-    model: nn.Module,
-    optimizer: optax.GradientTransformation,
-    key: PRNGKeyArray,
-    image_size: tuple[int, int],
-    partition: Partition | None = None,
-) -> TrainState:
-    """Returns the state at step 0.
-
-    Args:
-      model: the network.
-      optimizer: makes `opt_state`.
-      key: the run's root key; the stream "init" is drawn from it.
-      image_size: height and width of what the network sees.
-      partition: which parameters are trained; None for all.
-    """
-    return begin(draw(model, key, jnp.zeros((1, *image_size, 3))), optimizer, partition)
-
-
-def draw(model: nn.Module, key: PRNGKeyArray, inputs: Float[Array, "1 ..."]) -> dict[str, PyTree]:
-    """Returns new variables, {params, batch_stats}, of what the network calls for such inputs.
-
-    Args:
-      model: the network.
-      key: the run's root key; the stream "init" is drawn from it.
-      inputs: one; only its shape matters.
-    """
-    return model.init(rng.stream(key, "init"), inputs, train=False)
-
-
-def begin(
-    variables: Mapping[str, PyTree],
-    optimizer: optax.GradientTransformation,
-    partition: Partition | None = None,
-    average: Average | None = None,
-) -> TrainState:
-    """Returns the state at step 0 of a network with these variables, {params, batch_stats}: see `init_state`."""
-    params = variables["params"]
-    state = TrainState(
-        step=jnp.zeros((), jnp.int32),
-        params=params,
-        batch_stats=variables.get("batch_stats", {}),
-        opt_state=optimizer.init(partition.trained(params) if partition else params),
-    )
-    return state.replace(average=average.begin(state.current)) if average else state
-
-
-def cross_entropy(
-    logits: Float[Array, "batch classes"], labels: Int[Array, " batch"], smoothing: float = 0.0
-) -> Float[Array, " batch"]:
-    """Returns the cross-entropy of each example, in nats.
+def soft_targets(labels: Int[Array, " batch"], classes: int, smoothing: float = 0.0) -> Float[Array, "batch classes"]:
+    """Returns the probabilities to learn.
 
     `smoothing` moves that share of the target to the uniform distribution (Szegedy et al. 2016, arXiv:1512.00567).
     """
-    targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), smoothing)
-    return optax.softmax_cross_entropy(logits, targets)
+    return optax.smooth_labels(jax.nn.one_hot(labels, classes), smoothing)
 
 
-def make_train_step(
-    model: nn.Module,
-    optimizer: optax.GradientTransformation,
-    *,
-    preprocess: Preprocessing,
-    augment: Augmentation,
-    partition: Partition | None = None,
-    label_smoothing: float = 0.0,
-    diagnostics: bool = False,
-    axis_name: str | None = None,
-    average: Average | None = None,
-) -> Callable[[TrainState, Batch, PRNGKeyArray], tuple[TrainState, clu_metrics.Collection]]:
-    """Builds `train_step(state, batch, key) -> (state, metrics)`; `key` is the run's root key.
+def cross_entropy(logits: Float[Array, "batch classes"], labels: Int[Array, " batch"]) -> Float[Array, " batch"]:
+    """Returns the cross-entropy of each example, in nats."""
+    return optax.softmax_cross_entropy(logits, soft_targets(labels, logits.shape[-1]))
 
-    Batches should be full: BatchNorm does not skip padding (see `Batch`).
 
-    Args:
-      model: the network, built with the same `axis_name`.
+@dataclasses.dataclass(frozen=True, eq=False)  # eq=False: hashable, as `jax.jit` needs it
+class TrainStep:
+    """`train_step(state, batch, key) -> (state, metrics)`, with the run's root key.
+
+    Batches should be full: BatchNorm does not skip padding (see `cnn_jax.training.inputs.Batch`).
+
+    Attributes:
+      model: the network.
       optimizer: turns gradients into updates.
-      preprocess: what is done to every image, also at test time.
-      augment: what is done to training images alone.
+      inputs: from a batch to the network's input.
       partition: which parameters are trained, and which BatchNorms keep their statistics; None for all and none.
-      label_smoothing: see `cross_entropy`.
-      diagnostics: also report gradient norms and dead ReLUs a layer.
+      label_smoothing: see `soft_targets`.
+      diagnostics: whether the gradient norm and the share of dead ReLUs of each layer are reported.
+      average: how `state.average` is updated; None without averaging.
       axis_name: the mapped axis over which the batch is spread, under `jax.pmap`.
-      average: how `state.average` is kept; None where there is none.
     """
-    mutable = ["batch_stats", "diagnostics"] if diagnostics else ["batch_stats"]
-    split, merge, still = (lambda params: params), (lambda trained, params: trained), contextlib.nullcontext
-    if partition:
-        split, merge, still = partition.trained, partition.merge, partition.apply
 
-    def train_step(state: TrainState, batch: Batch, key: PRNGKeyArray) -> tuple[TrainState, clu_metrics.Collection]:
-        augment_key, dropout_key = (rng.stream(key, name, state.step) for name in ("augment", "dropout"))
-        count, offset = batch["mask"].sum(), 0
-        if axis_name is not None:
-            device = jax.lax.axis_index(axis_name)
+    model: nn.Module
+    optimizer: optax.GradientTransformation
+    inputs: Inputs
+    partition: Partition | None = None
+    label_smoothing: float = 0.0
+    diagnostics: bool = False
+    average: Average | None = None
+    axis_name: str | None = None
+
+    def init(self, variables: Mapping[str, PyTree]) -> TrainState:
+        """Returns the state at step 0 of a network with these variables, {params, batch_stats}."""
+        state = TrainState(
+            step=jnp.zeros((), jnp.int32),
+            params=variables["params"],
+            batch_stats=variables.get("batch_stats", {}),
+            opt_state=self.init_optimizer(variables["params"]),
+        )
+        return state.replace(average=self.average.begin(state.current)) if self.average else state
+
+    def init_optimizer(self, params: PyTree) -> PyTree:
+        """Returns the state of the optimizer before the first step."""
+        return self.optimizer.init(self._trained(params))
+
+    def __call__(self, state: TrainState, batch: Batch, key: PRNGKeyArray) -> tuple[TrainState, clu_metrics.Collection]:
+        """Returns the state after one step, and the metrics of its batch before the update."""
+        dropout_key, offset, count = rng.stream(key, "dropout", state.step), 0, batch["mask"].sum()
+        if self.axis_name is not None:
+            device = jax.lax.axis_index(self.axis_name)
             offset = device * batch["mask"].shape[0]
             dropout_key = jax.random.fold_in(dropout_key, device)
-            count = jax.lax.psum(count, axis_name)
-        if "features" in batch:
-            inputs = batch["features"]
-        else:
-            mirrored = None
-            if augment.alternate_flip:
-                mirrored = alternate(rng.stream(key, "alternate_flip"), batch["index"], batch["epoch"])
-            inputs = preprocess.normalise(augment(preprocess.scale(batch["image"]), augment_key, offset, mirrored))
+            count = jax.lax.psum(count, self.axis_name)
+        targets = soft_targets(batch["label"], self.model.num_classes, self.label_smoothing)
+        inputs, targets = self.inputs.train(batch, targets, key, state.step, offset)
 
         def loss_fn(trained):
-            variables = {"params": merge(trained, state.params), "batch_stats": state.batch_stats}
-            with still():
-                logits, updated = model.apply(
-                    variables, inputs, train=True, mutable=mutable, rngs={"dropout": dropout_key}
+            variables = {"params": self._merge(trained, state.params), "batch_stats": state.batch_stats}
+            with self._frozen_statistics():
+                logits, updated = self.model.apply(
+                    variables, inputs, train=True, mutable=self._mutable, rngs={"dropout": dropout_key}
                 )
-            losses = cross_entropy(logits, batch["label"], label_smoothing)
+            losses = optax.softmax_cross_entropy(logits, targets)
             # Divided by the examples of all devices: the gradients of the parts then add up to that of the whole.
             return jnp.where(batch["mask"], losses, 0).sum() / count, (logits, losses, updated)
 
-        trained = split(state.params)
+        trained = self._trained(state.params)
         grads, (logits, losses, updated) = jax.grad(loss_fn, has_aux=True)(trained)
-        if axis_name is not None:
-            grads = jax.lax.psum(grads, axis_name)
-        updates, opt_state = optimizer.update(grads, state.opt_state, trained)
+        if self.axis_name is not None:
+            grads = jax.lax.psum(grads, self.axis_name)
+        updates, opt_state = self.optimizer.update(grads, state.opt_state, trained)
         metrics = TrainMetrics.single_from_model_output(
             logits=logits,
             labels=batch["label"],
             loss=losses,
             mask=batch["mask"],
-            diagnostics=_diagnose(grads, updated) if diagnostics else {},
+            diagnostics=_diagnose(grads, updated) if self.diagnostics else {},
         )
-        if axis_name is not None:
-            metrics = jax.lax.psum(metrics, axis_name)
+        if self.axis_name is not None:
+            metrics = jax.lax.psum(metrics, self.axis_name)
         state = state.replace(
             step=state.step + 1,
-            params=merge(optax.apply_updates(trained, updates), state.params),
+            params=self._merge(optax.apply_updates(trained, updates), state.params),
             batch_stats=updated.get("batch_stats", {}),
             opt_state=opt_state,
         )
-        if average:
-            mean, current = average.update(state.average, state.current, state.step)
+        if self.average:
+            mean, current = self.average.update(state.average, state.current, state.step)
             state = state.replace(average=mean, **current)
         return state, metrics
 
-    return train_step
+    @property
+    def _mutable(self) -> list[str]:
+        return ["batch_stats", "diagnostics"] if self.diagnostics else ["batch_stats"]
+
+    def _trained(self, params: PyTree) -> PyTree:
+        return self.partition.trained(params) if self.partition else params
+
+    def _merge(self, trained: PyTree, params: PyTree) -> PyTree:
+        return self.partition.merge(trained, params) if self.partition else trained
+
+    def _frozen_statistics(self) -> contextlib.AbstractContextManager:
+        return self.partition.apply() if self.partition else contextlib.nullcontext()
 
 
-def make_eval_step(
-    model: nn.Module, *, preprocess: Preprocessing, views: Views = ITSELF
-) -> Callable[[dict[str, PyTree], Batch], Classification]:
-    """Builds `eval_step(variables, batch) -> metrics`, which counts the examples that the mask marks as real."""
+@dataclasses.dataclass(frozen=True, eq=False)  # eq=False: hashable, as `jax.jit` needs it
+class EvalStep:
+    """`eval_step(variables, batch) -> metrics`, which counts the examples that the mask marks as real.
 
-    def eval_step(variables: dict[str, PyTree], batch: Batch) -> Classification:
-        def predict(inputs):
-            return model.apply(variables, inputs, train=False)
+    Attributes:
+      model: the network.
+      inputs: from a batch to the network's input.
+    """
 
-        # Of features there are no views: see `Phase.keeps_features`.
-        logits = predict(batch["features"]) if "features" in batch else views(predict, preprocess(batch["image"]))
+    model: nn.Module
+    inputs: Inputs
+
+    def __call__(self, variables: dict[str, PyTree], batch: Batch) -> Classification:
+        """Returns the sums and counts of a batch."""
+        logits = self.inputs.predict(lambda inputs: self.model.apply(variables, inputs, train=False), batch)
         losses = cross_entropy(logits, batch["label"])
         return Classification.single_from_model_output(
             logits=logits, labels=batch["label"], loss=losses, mask=batch["mask"]
         )
 
-    return eval_step
 
-
-def _diagnose(grads: PyTree, updated: PyTree) -> dict[str, jax.Array]:
-    """Gradient norm of each layer's kernel and share of its ReLUs that were zero on the whole batch."""
+def _diagnose(grads: PyTree, updated: Mapping[str, Any]) -> dict[str, jax.Array]:
+    """Returns the gradient norm of each layer's kernel and the share of its ReLUs that were zero on the whole batch."""
     kernels = {path[:-1]: grad for path, grad in flax.traverse_util.flatten_dict(grads).items() if path[-1] == "kernel"}
     norms = {f"grad_norm/{'/'.join(path)}": jnp.linalg.norm(grad) for path, grad in kernels.items() if grad is not None}
     sown = updated.get("diagnostics", {})

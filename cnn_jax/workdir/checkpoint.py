@@ -2,7 +2,7 @@
 
 A step holds three items: `model` = {params, batch_stats}, which is all that inference reads; `train` = {step,
 opt_state}; `metadata`, JSON with the config, the class names and the preprocessing. Where weights are averaged, `model`
-is the average, and `train` also has {params, batch_stats}, from which training goes on.
+is the average, and `train` also has the {params, batch_stats} from which training continues.
 """
 
 import hashlib
@@ -20,11 +20,13 @@ from jaxtyping import PyTree
 from orbax.checkpoint import checkpoint_managers as policies
 
 from cnn_jax.errors import UserError
-from cnn_jax.training.state import TrainState
+from cnn_jax.parallel.placement import on_one_device
+
+Items = dict[str, PyTree]  # by name: "model" and "train"
 
 _CHECKSUMS = "sha256.json"
 _SCORE = "score"
-FINGERPRINT = "data_fingerprint"  # a key of the metadata: a run goes on with the very images that it began with
+FINGERPRINT = "data_fingerprint"  # a key of the metadata: a run must resume on the same images
 
 
 class Checkpoints:
@@ -36,7 +38,7 @@ class Checkpoints:
     def __init__(self, directory: Path, metadata: dict[str, Any]):
         """Opens the directory, which need not exist.
 
-        Damaged steps are moved to a folder beside it, where an intact one is left to go on from.
+        Damaged steps are moved to a folder beside it, if an intact one is left to resume from.
 
         Args:
           directory: where the steps are.
@@ -74,7 +76,7 @@ class Checkpoints:
         except ValueError as error:  # a score that is no JSON
             reason = next(iter(self._damaged.values()), _reason(error))
             raise UserError(
-                f"The checkpoints in {self.directory} are damaged ({reason}). Move them away to start anew, or take "
+                f"The checkpoints in {self.directory} are damaged ({reason}). Move them away to start again, or take "
                 "another --workdir."
             ) from None
 
@@ -95,40 +97,37 @@ class Checkpoints:
         steps = self._manager.all_steps()
         return _best(self.directory, steps) if steps else None
 
-    def save(self, step: int, state: TrainState, score: float | None = None) -> None:
+    def save(self, step: int, items: Items, score: float | None = None) -> None:
         """Saves a step, unless it is there already; returns when it is on disk.
 
         Args:
           step: its number.
-          state: what to save.
+          items: "model" and "train", trees of arrays.
           score: the higher, the better; None where it was not measured. NaN counts as the worst.
         """
         if step in self._manager.all_steps():
             return
         # A NaN sorts as neither better nor worse, and would make Orbax delete the best.
         metrics = None if score is None else {_SCORE: float(score) if math.isfinite(score) else -math.inf}
-        items = {
-            "model": ocp.args.StandardSave(state.variables),
-            "train": ocp.args.StandardSave(_of_training(state)),
-            "metadata": ocp.args.JsonSave(self._metadata),
-        }
+        saved = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
+        saved["metadata"] = ocp.args.JsonSave(self._metadata)
         try:
-            self._manager.save(step, args=ocp.args.Composite(**items), metrics=metrics, force=True)
+            self._manager.save(step, args=ocp.args.Composite(**saved), metrics=metrics, force=True)
             self._manager.wait_until_finished()
             self._write_checksums(step)
         except OSError as error:
             raise UserError(
                 f"Cannot save step {step} in {self.directory}: {error}. Free space or rights there, then repeat the "
-                "command: it goes on from the last checkpoint."
+                "command: it resumes from the last checkpoint."
             ) from error
 
-    def restore(self, like: Callable[[int], TrainState]) -> tuple[int, TrainState] | None:
-        """Returns the latest intact step and its state; None where nothing was saved.
+    def restore(self, target: Callable[[int], Items]) -> tuple[int, Items] | None:
+        """Returns the latest intact step and its items; None where nothing was saved.
 
-        Damaged steps after it are moved to a folder beside this one, so that the run can save them anew.
+        Damaged steps after it are moved to a folder beside this one, so that the run can save them again.
 
         Args:
-          like: takes the step; returns a state of the shapes, types and devices to restore to.
+          target: takes the step; returns its items as shapes, types and shardings (or arrays that have them).
 
         Raises:
           UserError: every step is damaged, or they belong to another network or to other data.
@@ -136,7 +135,7 @@ class Checkpoints:
         failed = dict(self._damaged)
         for step in sorted(set(self._manager.all_steps()) - set(failed), reverse=True):
             try:
-                restored = self._restore(step, like(step))
+                restored = self._restore(step, target(step))
             except Exception as error:  # what damage raises depends on the byte it hit
                 failed[step] = _reason(error)
                 continue
@@ -148,7 +147,7 @@ class Checkpoints:
         if failed:
             raise UserError(
                 f"None of the {len(failed)} checkpoints in {self.directory} can be restored "
-                f"({failed[max(failed)]}). Move them away to start anew, or take another --workdir."
+                f"({failed[max(failed)]}). Move them away to start again, or take another --workdir."
             )
         return None
 
@@ -181,25 +180,14 @@ class Checkpoints:
             (self.directory / str(step)).rename(target)
             logging.error("Step %d is damaged (%s): moved to %s; another one is used.", step, reason, target)
 
-    def _restore(self, step: int, state: TrainState) -> TrainState:
-        shape = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
-        items = {
-            "model": ocp.args.StandardRestore(shape.variables),
-            "train": ocp.args.StandardRestore(_of_training(shape)),
-        }
-        restored = self._manager.restore(step, args=ocp.args.Composite(**items))
-        average = {"average": restored["model"]} if state.average else restored["model"]
-        return state.replace(**average, **restored["train"])
+    def _restore(self, step: int, target: Items) -> Items:
+        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), target)
+        items = {name: ocp.args.StandardRestore(tree) for name, tree in shapes.items()}
+        return dict(self._manager.restore(step, args=ocp.args.Composite(**items)))
 
     def _write_checksums(self, step: int) -> None:
         folder = self.directory / str(step)
         (folder / _CHECKSUMS).write_text(json.dumps(_hash_files(folder), indent=1))
-
-
-def _of_training(state: TrainState) -> dict[str, PyTree]:
-    """What is saved besides the variables that are served."""
-    own = state.current if state.average else {}
-    return {"step": state.step, "opt_state": state.opt_state} | own
 
 
 def restore_model(directory: Path, step: int | str) -> tuple[int, dict[str, PyTree], dict[str, Any]]:
@@ -225,11 +213,12 @@ def restore_model(directory: Path, step: int | str) -> tuple[int, dict[str, PyTr
             f"There is no step {step} in {directory}; it has {', '.join(map(str, steps))}, best and latest."
         )
     folder = directory / str(number)
-    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     try:
         _verify(folder)
         with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
-            model = checkpointer.restore(folder / "model", args=ocp.args.StandardRestore(fallback_sharding=sharding))
+            model = checkpointer.restore(
+                folder / "model", args=ocp.args.StandardRestore(fallback_sharding=on_one_device())
+            )
         metadata = _read_metadata(folder)
     except Exception as error:  # what damage raises depends on the byte it hit
         raise UserError(

@@ -7,11 +7,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from cnn_jax import config as config_lib
 from cnn_jax import runtime
 from cnn_jax.errors import UserError
+from cnn_jax.parallel.placement import describe_devices
 from cnn_jax.utils import files
 from cnn_jax.utils.source import revision
 from cnn_jax.workdir.layout import PROVENANCE_FILE
@@ -33,10 +32,9 @@ def collect(layout: dict[str, str | None] | None = None, data: str | None = None
     """Returns the provenance of what this process computes; JSON.
 
     Args:
-      layout: how the run's steps and seeds are dispatched: `Trainer.layout`.
+      layout: how the run's steps and seeds are dispatched: `cnn_jax.parallel.placement.Placement.layout`.
       data: fingerprint of the images and labels.
     """
-    devices = jax.devices()
     return {
         **revision(config_lib.ROOT, ("cnn_jax", "configs")),
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES},
@@ -45,7 +43,7 @@ def collect(layout: dict[str, str | None] | None = None, data: str | None = None
         "vector_extensions": runtime.vector_extensions(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "platform": platform.platform(),
-        "devices": {"platform": devices[0].platform, "kind": devices[0].device_kind, "count": len(devices)},
+        "devices": describe_devices(),
         "layout": layout,
         "data": data,
     }

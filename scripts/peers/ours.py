@@ -1,4 +1,4 @@
-"""cnn_jax itself, for scripts/benchmark.py: the `Trainer` that `python -m cnn_jax.main` runs, with chunks and metrics.
+"""cnn_jax itself, for scripts/benchmark.py: the `Experiment` that the command trains, with chunks and metrics.
 
 Variants: "" or "bfloat16".
 """
@@ -19,9 +19,10 @@ import workload  # noqa: E402
 from flax.traverse_util import flatten_dict, unflatten_dict  # noqa: E402
 
 from cnn_jax import config as config_lib  # noqa: E402
+from cnn_jax.data.order import Order  # noqa: E402
 from cnn_jax.data.splits import ArraySource, Dataset, Split  # noqa: E402
 from cnn_jax.inference.classifier import make_scorer  # noqa: E402
-from cnn_jax.training.experiment import Trainer  # noqa: E402
+from cnn_jax.training.experiment import Experiment  # noqa: E402
 from cnn_jax.transforms.preprocess import Preprocessing  # noqa: E402
 
 
@@ -29,7 +30,7 @@ class Ours:
     """See `workload.Contender`."""
 
     def __init__(self, variant: str, batch: int, steps: int, device: str):
-        """Builds the trainer of stage `batchnorm`; see `workload.Contender`."""
+        """Builds the experiment of stage `batchnorm`; see `workload.Contender`."""
         config = config_lib.load(ROOT / "configs" / "batchnorm.py")
         config.batch_size, config.steps_per_call, config.epochs = batch, steps, 1_000_000
         config.dtype = variant or "float32"
@@ -37,8 +38,10 @@ class Ours:
         images, labels = workload.data(batch * steps * max(1, workload.VERIFIED_STEPS // steps))
         source = ArraySource(tuple(str(label) for label in range(workload.CLASSES)), labels, images)
         everything, nothing = Split(source, np.arange(len(labels))), Split(source, np.arange(0))
-        self._trainer = Trainer(config, Dataset("random", source.class_names, everything, nothing, everything))
-        self._seed, self._now, self._state = config.seed, 0, self._trainer.init_state()
+        self._experiment = Experiment(config, Dataset("random", source.class_names, everything, nothing, everything))
+        self._now, self._state = 0, self._experiment.init()
+        self._order = Order(len(labels), batch)
+        self._seed = config.seed
         self._preprocessing = Preprocessing.from_config(config.data)
         self._images = jax.device_put(np.split(images[: batch * steps], steps))
         self._device = jax.devices()[0]
@@ -50,7 +53,7 @@ class Ours:
         weights = flatten_dict(self._state.params, sep="/")
         arrays = {name: np.asarray(value) for name, value in weights.items()}
         arrays["test_loss"] = self.test_loss()
-        arrays["rows"] = self._trainer.schedule.rows(self._seed, 0, workload.VERIFIED_STEPS)["index"]
+        arrays["rows"] = self._order.rows(self._seed, 0, workload.VERIFIED_STEPS)["index"]
         arrays["losses"] = self.losses(arrays["rows"])
         np.savez(file, **arrays)
 
@@ -61,7 +64,7 @@ class Ours:
 
     def losses(self, rows: np.ndarray) -> list[float]:
         """Trains a step a row, whose images must be those that the run itself takes, and returns the losses."""
-        np.testing.assert_array_equal(rows, self._trainer.schedule.rows(self._seed, self._now, len(rows))["index"])
+        np.testing.assert_array_equal(rows, self._order.rows(self._seed, self._now, len(rows))["index"])
         return [self._update() for _ in rows]
 
     def count(self) -> int:
@@ -70,7 +73,7 @@ class Ours:
 
     def test_loss(self) -> float:
         """Returns the mean loss of all images, with BatchNorm in inference mode."""
-        return self._trainer.evaluate(self._state.variables, "test")["loss"]
+        return self._experiment.evaluate(self._state.variables, "test")["loss"]
 
     def train(self) -> None:
         """Trains a chunk of steps and fetches its metrics."""
@@ -79,7 +82,7 @@ class Ours:
     def infer(self) -> None:
         """Computes log-probabilities, batch by batch, with the function that predicts, serves and is exported."""
         if not hasattr(self, "_score"):
-            self._score = jax.jit(make_scorer(self._trainer.model, self._state.variables, self._preprocessing))
+            self._score = jax.jit(make_scorer(self._experiment.model, self._state.variables, self._preprocessing))
         jax.block_until_ready([self._score(images) for images in self._images])
 
     def versions(self) -> dict[str, str]:
@@ -91,7 +94,7 @@ class Ours:
         return (self._device.memory_stats() or {}).get("peak_bytes_in_use")
 
     def _update(self) -> float:
-        self._now, self._state, values = self._trainer.update(self._state, self._now)
+        self._now, self._state, values = self._experiment.train_chunk(self._state, self._now)
         return values["loss"]
 
 

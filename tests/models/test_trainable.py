@@ -4,16 +4,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from batches import make_batch
 from conftest import ROOT
-from test_step import make_batch
 
 from cnn_jax import config as config_lib
 from cnn_jax import models, rng
 from cnn_jax.errors import UserError
 from cnn_jax.models.trainable import Partition, selects
-from cnn_jax.training import optim, step
+from cnn_jax.training import optim
+from cnn_jax.training.init import draw
+from cnn_jax.training.inputs import ImageInputs
 from cnn_jax.training.metrics import summarise
-from cnn_jax.transforms.augment import Augmentation
+from cnn_jax.training.step import TrainStep
 from cnn_jax.transforms.preprocess import Preprocessing
 
 VARIABLES = {
@@ -87,10 +89,8 @@ def tiny():
         partition = Partition.of(variables, trainable, groups, before)
         schedule = optim.make_schedule(config.optimizer, 100, 10)
         rule = optim.make_optimizer(config.optimizer, schedule, partition.factors(groups))
-        train_step = step.make_train_step(
-            model, rule, preprocess=Preprocessing(), augment=Augmentation(), partition=partition, diagnostics=True
-        )
-        state = jax.jit(lambda key: step.init_state(model, rule, key, (16, 16), partition))(rng.root(0))
+        train_step = TrainStep(model, rule, ImageInputs(Preprocessing()), partition, diagnostics=True)
+        state = jax.jit(lambda key: train_step.init(draw(model, key, jnp.zeros((1, 16, 16, 3)))))(rng.root(0))
         return state, train_step, partition
 
     return make

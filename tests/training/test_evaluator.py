@@ -1,13 +1,13 @@
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from cnn_jax import rng
 from cnn_jax.models.cnn import CNN
-from cnn_jax.training.evaluator import make_evaluator, padded_batches
+from cnn_jax.training.evaluator import Evaluator
+from cnn_jax.training.inputs import ImageInputs
 from cnn_jax.training.metrics import summarise
-from cnn_jax.training.step import cross_entropy
+from cnn_jax.training.step import EvalStep, cross_entropy
 from cnn_jax.transforms.preprocess import Preprocessing
 
 MODEL = CNN(10, widths=(3,), convs_per_block=1, hidden=(), batch_norm=True)
@@ -23,16 +23,8 @@ def arrays():
 @pytest.mark.parametrize("batch_size", [1, 7, 52, 53, 54, 200])
 def test_does_not_depend_on_the_batch_size(arrays, batch_size):
     variables = MODEL.init(rng.root(0), jnp.zeros((1, 8, 8, 3)), train=False)
-    metrics = make_evaluator(MODEL, Preprocessing(), batch_size)(variables, arrays)
+    metrics = Evaluator(EvalStep(MODEL, ImageInputs(Preprocessing())), batch_size)(variables, arrays)
     logits = MODEL.apply(variables, arrays["image"].astype(jnp.float32) / 255, train=False)
     assert int(metrics.accuracy.count) == 53
     assert int(metrics.accuracy.total) == int((logits.argmax(-1) == arrays["label"]).sum())
     np.testing.assert_allclose(summarise(metrics)["loss"], cross_entropy(logits, arrays["label"]).mean(), rtol=1e-5)
-
-
-@pytest.mark.parametrize("examples, batch_size", [(0, 4), (1, 4), (8, 4), (9, 4)])
-def test_padded_batches_hold_every_example_once(examples, batch_size):
-    rows = padded_batches(examples, batch_size)
-    assert rows["index"].shape == (-(-examples // batch_size), batch_size)
-    assert rows["index"][rows["mask"]].tolist() == list(range(examples))
-    assert jax.tree.leaves(rows)[0].max(initial=0) < max(examples, 1)

@@ -11,8 +11,8 @@ from whole_runs import assert_same_run, final_arrays, interrupt_at, kill_and_rep
 
 from cnn_jax import data
 from cnn_jax.errors import UserError
-from cnn_jax.parallel import dispatch
-from cnn_jax.training.experiment import Trainer
+from cnn_jax.parallel.placement import Placement
+from cnn_jax.training.experiment import Experiment
 from cnn_jax.training.loop import train
 from cnn_jax.workdir import provenance
 
@@ -42,7 +42,7 @@ def test_killed_in_the_middle_of_an_epoch_by_sigkill(trained, tmp_path):
     """kill -9 once the first checkpoint inside the first epoch is there; then the same command again."""
     latest, done = kill_and_repeat("tests/small_config.py", tmp_path, 5)
     assert 5 <= latest < TOTAL
-    assert f"Going on from step {latest} of {TOTAL}." in done.stderr
+    assert f"Resuming from step {latest} of {TOTAL}." in done.stderr
     assert provenance.read(tmp_path) == provenance.read(trained)  # which a plain resume does not touch
     assert_same_run(tmp_path, trained, TOTAL)
 
@@ -60,8 +60,8 @@ def test_stopped_after_any_chunk(trained, tmp_path, small_config, monkeypatch, c
 
 def test_a_finished_run_is_not_trained_or_scored_again(trained, small_config, monkeypatch, capsys):
     lines = (trained / "metrics.jsonl").read_text()
-    monkeypatch.setattr(Trainer, "update", None)
-    monkeypatch.setattr(Trainer, "evaluate", None)
+    monkeypatch.setattr(Experiment, "pipeline", None)
+    monkeypatch.setattr(Experiment, "evaluate", None)
     assert train(small_config, str(trained)) == 0
     assert "Test split, 359 images" in capsys.readouterr().out
     assert (trained / "metrics.jsonl").read_text() == lines
@@ -146,24 +146,24 @@ def test_other_images_are_noticed_when_a_run_goes_on(tmp_path, small_config, pho
         train(small_config, str(tmp_path / "run"))
 
 
-def test_a_chunk_as_one_scan_equals_a_loop(small_config, monkeypatch):
-    """What a GPU runs, on a CPU: training and evaluation as one program a chunk."""
+def test_a_chunk_as_one_scan_equals_a_loop(small_config):
+    """What a GPU runs, on a CPU: training and evaluation as one program per chunk."""
     dataset = data.load(small_config.data)
     results = []
-    for scans in (False, True):
-        monkeypatch.setattr(dispatch, "scans_well", lambda scans=scans: scans)
-        trainer = Trainer(small_config, dataset)
-        now, state, values = trainer.update(trainer.init_state(), 0)
-        results.append((state.params, state.batch_stats, values, trainer.evaluate(state.variables, "validation")))
-        assert now == 5
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), *results)
+    for scan in (False, True):
+        experiment = Experiment(small_config, dataset, place=Placement.choose(scan=scan))
+        now, state = 0, experiment.init()
+        while now < 13:  # in chunks of 5, 5, 3 or of 5, 4, 4 steps, the latter padded
+            now, state, _ = experiment.train_chunk(state, now)
+        results.append((state.params, state.batch_stats, experiment.evaluate(state.variables, "validation")))
+        assert now == 13
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), *results)
 
 
-def test_trainer_evaluates_the_split_that_it_is_asked_for(small_config):
-    trainer = Trainer(small_config, data.load(small_config.data))
-    scores = {
-        split: trainer.evaluate(trainer.init_state().variables, split) for split in ("train", "validation", "test")
-    }
+def test_the_split_that_was_asked_for_is_scored(small_config):
+    experiment = Experiment(small_config, data.load(small_config.data))
+    variables = experiment.init().variables
+    scores = {split: experiment.evaluate(variables, split) for split in ("train", "validation", "test")}
     assert len({values["loss"] for values in scores.values()}) == 3
 
 
@@ -178,7 +178,7 @@ class Blocker(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     def exec_module(self, module):
         raise AssertionError(f"{module.__name__} must not be imported")
 sys.meta_path.insert(0, Blocker())
-import cnn_jax.data.tfds_source
+import cnn_jax.data.tfds
 sys.argv[0] = "main"
 runpy.run_module("cnn_jax.main", run_name="__main__")
 """

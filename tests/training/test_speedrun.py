@@ -14,8 +14,8 @@ from cnn_jax import config as config_lib
 from cnn_jax import data
 from cnn_jax.inference import artifact, load_classifier
 from cnn_jax.inference.classifier import make_scorer
-from cnn_jax.parallel import dispatch
-from cnn_jax.training.experiment import Trainer
+from cnn_jax.parallel.placement import Placement
+from cnn_jax.training.experiment import Experiment
 from cnn_jax.training.loop import train
 from cnn_jax.workdir.records import read_metrics
 
@@ -73,13 +73,13 @@ def test_chunks_span_epochs_and_scores_come_once(finished):
 
 
 def test_the_whitening_kernel_is_that_of_the_images_and_frozen(finished, dataset):
-    trainer = Trainer(load(), dataset)
-    first, (served, going_on) = trainer.init_state(), final_arrays(finished, TOTAL)
+    experiment = Experiment(load(), dataset)
+    first, (served, going_on) = experiment.init(), final_arrays(finished, TOTAL)
     for now in (served["params"], going_on["params"]):
         np.testing.assert_array_equal(now["whiten"]["kernel"], first.params["whiten"]["kernel"])
         assert (now["whiten"]["bias"] != first.params["whiten"]["bias"]).all()
-    images = trainer._preprocess(jnp.asarray(dataset.train.images()))
-    fitted = trainer.model.init_from_images(first.params, images)["whiten"]["kernel"]
+    images = experiment.preprocess(jnp.asarray(dataset.train.images()))
+    fitted = experiment.model.init_from_images(first.params, images)["whiten"]["kernel"]
     # Digits are grey: directions without variance are any of a subspace. Their sum of squares is not.
     squares = [np.einsum("abci,defi->abcdef", k, k) for k in (first.params["whiten"]["kernel"], fitted)]
     np.testing.assert_allclose(*squares, atol=1e-2 * squares[0].max())
@@ -111,22 +111,21 @@ def test_the_average_is_served_with_all_views_and_so_exported(finished, dataset,
 def test_averaged_statistics_fit_the_averaged_weights(finished, dataset):
     """The loss with them is that with statistics computed from the images, to a few percent."""
     model, variables = load_classifier(finished).model
-    trainer = Trainer(load(), dataset)
-    images = trainer._preprocess(jnp.asarray(dataset.train.images()))
+    experiment = Experiment(load(), dataset)
+    images = experiment.preprocess(jnp.asarray(dataset.train.images()))
     exact, update = variables, jax.jit(lambda v: model.apply(v, images, train=True, mutable=["batch_stats"])[1])
     for _ in range(12):  # momentum 0.6: nothing is left of what was there
         exact = exact | update(exact)
-    losses = [trainer.evaluate(each, "validation")["loss"] for each in (variables, exact)]
+    losses = [experiment.evaluate(each, "validation")["loss"] for each in (variables, exact)]
     assert abs(losses[0] - losses[1]) < 0.1 * losses[1]
 
 
-def test_the_run_as_one_program_equals_the_loop(finished, dataset, monkeypatch):
+def test_the_run_as_one_program_equals_the_loop(finished, dataset):
     """What a GPU runs, on a CPU: the whole run as one scan."""
-    monkeypatch.setattr(dispatch, "scans_well", lambda: True)
     config = load()
     config.steps_per_call = 10**6
-    trainer = Trainer(config, dataset)
-    now, state, _ = trainer.update(trainer.init_state(), 0)
+    experiment = Experiment(config, dataset, place=Placement.choose(scan=True))
+    now, state, _ = experiment.train_chunk(experiment.init(), 0)
     assert now == TOTAL
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=0.1, atol=0.02),

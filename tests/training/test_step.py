@@ -7,12 +7,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from batches import make_batch
 from conftest import stage
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from cnn_jax import models, rng
-from cnn_jax.training import optim, step
+from cnn_jax.training import optim
+from cnn_jax.training.init import draw
+from cnn_jax.training.inputs import ImageInputs
 from cnn_jax.training.metrics import summarise
+from cnn_jax.training.step import TrainStep
 from cnn_jax.transforms.augment import Augmentation
 from cnn_jax.transforms.preprocess import Preprocessing
 
@@ -20,26 +24,18 @@ STAGES = ["basic", "baseline", "batchnorm", "dropout", "dropout_scheduled", "aug
 GOLDEN = Path(__file__).with_name("golden_losses.json")
 
 
-def make_batch(size=8, side=16, seed=0):
-    generator = np.random.RandomState(seed)
-    images = generator.randint(0, 256, (size, side, side, 3)).astype(np.uint8)
-    labels = generator.randint(0, 10, size).astype(np.int32)
-    return {"image": jnp.asarray(images), "label": jnp.asarray(labels), "mask": jnp.ones(size, bool)}
-
-
 def make(config, axis_name=None):
-    """Returns (state at step 0, train_step), for images of 16x16 pixels."""
+    """Returns (state at step 0, train step), for images of 16x16 pixels."""
     model = models.build(config.model, 10, config.dtype, axis_name)
-    optimizer = optim.make_optimizer(config.optimizer, optim.make_schedule(config.optimizer, 100, 10))
-    train_step = step.make_train_step(
+    train_step = TrainStep(
         model,
-        optimizer,
-        preprocess=Preprocessing(),
-        augment=Augmentation.from_config(config.augment, config.data.mean, (16, 16)),
+        optim.make_optimizer(config.optimizer, optim.make_schedule(config.optimizer, 100, 10)),
+        ImageInputs(Preprocessing(), Augmentation.from_config(config.augment, config.data.mean, (16, 16))),
         diagnostics=config.diagnostics,
         axis_name=axis_name,
     )
-    init = jax.jit(lambda key: step.init_state(models.build(config.model, 10), optimizer, key, (16, 16)))
+    alone = models.build(config.model, 10)
+    init = jax.jit(lambda key: train_step.init(draw(alone, key, jnp.zeros((1, 16, 16, 3)))))
     return init(rng.root(config.seed)), train_step
 
 

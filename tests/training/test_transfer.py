@@ -18,8 +18,8 @@ from cnn_jax import data
 from cnn_jax.errors import UserError
 from cnn_jax.inference import load_classifier
 from cnn_jax.models import pretrained
-from cnn_jax.training import experiment, feature_cache
-from cnn_jax.training.experiment import Trainer
+from cnn_jax.training import feature_cache
+from cnn_jax.training.experiment import Experiment
 from cnn_jax.training.loop import train
 from cnn_jax.workdir.records import read_metrics
 
@@ -44,7 +44,7 @@ def finished(tmp_path_factory):
 
 
 def test_each_phase_trains_what_it_says(finished, config):
-    first = Trainer(config, data.load(config.data)).init_state()
+    first = Experiment(config, data.load(config.data)).init()
     model, _ = final_arrays(finished, TOTAL)
     same = jax.tree.map(lambda a, b: np.array_equal(a, b), model["params"]["backbone"], first.params["backbone"])
     assert jax.tree.leaves(same["block1"]) == [True] and jax.tree.leaves(same["block1_bn"]) == [True, True]
@@ -57,7 +57,7 @@ def test_each_phase_trains_what_it_says(finished, config):
 def test_killed_in_the_middle_of_phase_two(finished, tmp_path):
     latest, done = kill_and_repeat(CONFIG, tmp_path, BORDER + 5)
     assert BORDER < latest < TOTAL
-    assert "Going on from step" in done.stderr
+    assert "Resuming from step" in done.stderr
     assert_same_run(tmp_path, finished, TOTAL)
 
 
@@ -93,8 +93,8 @@ def test_features_computed_once_or_every_time_give_the_same_run(config, tmp_path
     dataset, results = data.load(config.data), []
     config.model.dropout = ()
     for folder in (None, tmp_path):
-        own = Trainer(config, dataset, folder)
-        _, state, values = own.update(own.init_state(), 0)
+        own = Experiment(config, dataset, folder)
+        _, state, values = own.train_chunk(own.init(), 0)
         results.append((state.params["head"], values, own.evaluate(state.variables, "validation", 5)))
     assert list(tmp_path.iterdir())
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), *results)
@@ -102,9 +102,9 @@ def test_features_computed_once_or_every_time_give_the_same_run(config, tmp_path
 
 def test_nothing_is_reused_where_images_are_augmented(config, tmp_path):
     config.augment.flip = True
-    own = Trainer(config, data.load(config.data), tmp_path)
-    assert not own.must_prepare(0)
-    own.update(own.init_state(), 0)
+    own = Experiment(config, data.load(config.data), tmp_path)
+    assert not own.must_compute_features(own.phases[0], "train")
+    own.train_chunk(own.init(), 0)
     assert not list(tmp_path.iterdir())
 
 
@@ -118,15 +118,15 @@ def test_published_weights_become_the_backbone(config, monkeypatch):
 
     monkeypatch.setattr(pretrained, "load", load)
     dataset = data.load(config.data)
-    drawn = Trainer(config, dataset).init_state()
+    drawn = Experiment(config, dataset).init()
     config.model.weights = "somewhere.h5"
-    own = Trainer(config, dataset)
-    state = own.init_state()
+    own = Experiment(config, dataset)
+    state = own.init()
     jax.tree.map(np.testing.assert_array_equal, state.params["backbone"], loaded["params"])
     jax.tree.map(np.testing.assert_array_equal, state.batch_stats["backbone"], loaded["batch_stats"])
     # The head is that of the same seed on a random backbone, so that the two can be compared.
     jax.tree.map(np.testing.assert_array_equal, state.params["head"], drawn.params["head"])
-    assert jax.tree.structure(state) == jax.tree.structure(own.like(0))
+    assert jax.tree.structure(state) == jax.tree.structure(own.target(0))
 
 
 def test_published_weights_can_be_averaged(config, monkeypatch):
@@ -135,17 +135,17 @@ def test_published_weights_can_be_averaged(config, monkeypatch):
 
     monkeypatch.setattr(pretrained, "load", load)
     config.model.weights, config.average.decay = "somewhere.h5", 0.5
-    own = Trainer(config, data.load(config.data))
-    _, state, _ = own.update(own.init_state(), 0)
-    assert jax.tree.structure(state) == jax.tree.structure(own.like(0))
+    own = Experiment(config, data.load(config.data))
+    _, state, _ = own.train_chunk(own.init(), 0)
+    assert jax.tree.structure(state) == jax.tree.structure(own.target(0))
     assert not np.array_equal(state.average["params"]["head"]["logits"]["bias"], state.params["head"]["logits"]["bias"])
 
 
 def test_a_run_goes_on_without_the_file_of_weights(finished, config, tmp_path, monkeypatch):
-    monkeypatch.setattr(experiment.pretrained, "load", None)
+    monkeypatch.setattr(pretrained, "load", None)
     config.model.weights = "gone.h5"
     with pytest.raises(TypeError):
-        Trainer(config, data.load(config.data)).init_state()
+        Experiment(config, data.load(config.data)).init()
     workdir = tmp_path / "run"
     shutil.copytree(finished, workdir)
     held = json.loads((workdir / "config.json").read_text())

@@ -10,9 +10,9 @@ import pytest
 from conftest import stage
 
 from cnn_jax import data, rng
+from cnn_jax.data.order import Order
 from cnn_jax.errors import UserError
-from cnn_jax.training.experiment import Trainer
-from cnn_jax.training.plan import Schedule
+from cnn_jax.training.experiment import Experiment
 from cnn_jax.transforms import augment
 from cnn_jax.transforms.augment import Augmentation
 
@@ -127,8 +127,7 @@ def test_parts_of_a_batch_equal_the_whole(image):
 
 def test_alternating_flips_mirror_every_image_in_every_second_epoch():
     """Through the rows of a run whose batches do not end where epochs do."""
-    schedule = Schedule(num_examples=50, batch_size=16, epochs=5, steps_per_call=100)
-    rows = schedule.rows(0, 0, schedule.total_steps)
+    rows = Order(num_examples=50, batch_size=16).rows(0, 0, 16)  # five epochs and a little
     seen = np.zeros((6, 50), bool)
     for index, epoch in zip(rows["index"], rows["epoch"], strict=True):
         seen[epoch, index] = augment.alternate(rng.root(3), jnp.asarray(index), jnp.asarray(epoch))
@@ -170,7 +169,7 @@ def test_a_shift_of_less_than_one_pixel_is_refused_with_the_least_that_is_one(si
 def test_the_trainer_refuses_by_the_size_that_the_network_sees(small_config):
     small_config.augment.shift = 0.1  # of digits of 32 pixels, which become 8
     with pytest.raises(UserError, match=r"config\.augment\.shift is 0\.1, less than one pixel of an image side of 8"):
-        Trainer(small_config, data.load(small_config.data))
+        Experiment(small_config, data.load(small_config.data))
 
 
 @pytest.mark.parametrize("field, value", [("flip", True), ("shift", 0.2), ("cutout", 3)])

@@ -7,8 +7,10 @@ import pytest
 from cnn_jax import rng
 from cnn_jax.inference.classifier import make_scorer
 from cnn_jax.models.cnn import CNN
-from cnn_jax.training.evaluator import make_evaluator
+from cnn_jax.training.evaluator import Evaluator
+from cnn_jax.training.inputs import ImageInputs
 from cnn_jax.training.metrics import summarise
+from cnn_jax.training.step import EvalStep
 from cnn_jax.transforms.preprocess import Preprocessing
 from cnn_jax.transforms.tta import ITSELF, Views
 
@@ -56,7 +58,7 @@ def test_what_is_served_is_what_was_scored():
     variables = MODEL.init(rng.root(0), jnp.zeros((1, 8, 8, 3)), train=False)
     losses = []
     for views in (Views(True, 1), ITSELF):
-        evaluate = make_evaluator(MODEL, Preprocessing(), 4, views=views)
+        evaluate = Evaluator(EvalStep(MODEL, ImageInputs(Preprocessing(), tta=views)), 4)
         scored = summarise(evaluate(variables, {"image": jnp.asarray(pixels), "label": jnp.asarray(labels)}))
         served = make_scorer(MODEL, variables, Preprocessing(), views)(pixels)
         losses.append(float(scored["loss"]))

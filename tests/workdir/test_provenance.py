@@ -10,7 +10,7 @@ from whole_runs import interrupt_at
 from cnn_jax import config as config_lib
 from cnn_jax import data
 from cnn_jax.errors import UserError
-from cnn_jax.training.experiment import Trainer
+from cnn_jax.training.experiment import Experiment
 from cnn_jax.training.loop import train
 from cnn_jax.workdir import provenance
 
@@ -153,4 +153,4 @@ def test_a_resumed_run_says_what_differs(tmp_path, small_config, monkeypatch, ca
 
 def test_the_layout_of_several_seeds(small_config):
     small_config.seeds = 2
-    assert Trainer(small_config, data.load(small_config.data)).layout == {"steps": "loop", "seeds": "loop"}
+    assert Experiment(small_config, data.load(small_config.data)).place.layout == {"steps": "loop", "seeds": "loop"}

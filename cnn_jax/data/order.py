@@ -1,0 +1,49 @@
+"""The order of training examples: a pure function of (seed, step)."""
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+
+from cnn_jax import rng
+
+
+@dataclasses.dataclass(frozen=True)
+class Order:
+    """Which examples each training step takes: a new permutation per epoch.
+
+    Epochs follow each other without a gap: a batch may hold the last examples of one epoch and the first of the next.
+    So every example is seen once per epoch, and every batch is full.
+
+    Attributes:
+      num_examples: training examples.
+      batch_size: examples per step.
+    """
+
+    num_examples: int
+    batch_size: int
+
+    def rows(self, seed: int, start: int, stop: int) -> dict[str, np.ndarray]:
+        """Returns the examples of the steps from `start` to `stop`.
+
+        Returns:
+          `index` int32, `mask` bool (all true: every batch is full) and `epoch` int32, which counts from 0; each
+          `[stop - start, batch_size]`.
+        """
+        first, last = start * self.batch_size, stop * self.batch_size
+        epochs = range(first // self.num_examples, (last - 1) // self.num_examples + 1)
+        order = np.concatenate([_epoch_order(seed, epoch, self.num_examples) for epoch in epochs])
+        offset = first - epochs[0] * self.num_examples
+        index = order[offset : offset + last - first].reshape(-1, self.batch_size)
+        epoch = (np.arange(first, last) // self.num_examples).astype(np.int32).reshape(index.shape)
+        return {"index": index, "mask": np.ones(index.shape, bool), "epoch": epoch}
+
+
+@functools.lru_cache(maxsize=64)  # the seeds of one run take turns
+def _epoch_order(seed: int, epoch: int, num_examples: int) -> np.ndarray:
+    key = rng.stream(rng.root(seed), "order", epoch)
+    return np.asarray(_permutation(key, num_examples), np.int32)
+
+
+_permutation = jax.jit(jax.random.permutation, static_argnums=1)

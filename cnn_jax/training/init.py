@@ -1,0 +1,87 @@
+"""The variables that a run starts from: random, or a pretrained backbone with a random head."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, PRNGKeyArray, PyTree, UInt8
+
+from cnn_jax import rng
+from cnn_jax.models import pretrained
+from cnn_jax.transforms.preprocess import Preprocessing
+
+RANDOM = "random"  # in place of weights: a backbone that was never trained
+
+
+def draw(model: nn.Module, key: PRNGKeyArray, inputs: Float[np.ndarray, "1 ..."] | Any) -> dict[str, PyTree]:
+    """Returns random variables, {params, batch_stats}, of the parts of a network that these inputs reach.
+
+    Args:
+      model: the network.
+      key: the run's root key, whose stream "init" is used.
+      inputs: one example; only its shape matters.
+    """
+    return model.init(rng.stream(key, "init"), inputs, train=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class Initializer:
+    """Makes the variables that a run starts from.
+
+    Attributes:
+      model: the network.
+      preprocess: of the training images.
+      image_size: height and width of what the network sees.
+      backbone: the name of the backbone, where weights are loaded.
+      weights: "random", or the source of the backbone's weights (see `cnn_jax.models.pretrained.load`).
+    """
+
+    model: nn.Module
+    preprocess: Preprocessing
+    image_size: tuple[int, int]
+    backbone: str = ""
+    weights: str = RANDOM
+
+    def random(self, key: PRNGKeyArray) -> dict[str, PyTree]:
+        """Returns random variables of the whole network; pure, so that shapes can be had without computing."""
+        return draw(self.model, key, jnp.zeros((1, *self.image_size, 3)))
+
+    def __call__(self, seeds: range, images: UInt8[np.ndarray, "n height width 3"]) -> list[dict[str, PyTree]]:
+        """Returns the variables of each seed.
+
+        Args:
+          seeds: of the runs.
+          images: training images, at which the initialisation of some networks looks.
+
+        Raises:
+          UserError: the weights of a backbone cannot be had.
+        """
+        make = self._make()
+        return [self._fit(make(rng.root(seed)), images) for seed in seeds]
+
+    def _make(self) -> Callable[[PRNGKeyArray], dict[str, PyTree]]:
+        if self.weights == RANDOM:
+            return jax.jit(self.random)
+        shapes = jax.eval_shape(self.random, rng.root(0))
+        of_backbone = {kind: tree["backbone"] for kind, tree in shapes.items()}
+        loaded = jax.device_put(pretrained.load(self.backbone, self.weights, of_backbone))
+        # Initialised on features: the backbone, which is loaded, is then neither compiled nor drawn at random.
+        features = jnp.zeros((1, self.model.network.num_features))
+        draw_head = jax.jit(lambda key: draw(self.model, key, features))
+
+        def with_backbone(key):
+            head = draw_head(key)
+            return {kind: {"backbone": tree, **head.get(kind, {})} for kind, tree in loaded.items()}
+
+        return with_backbone
+
+    def _fit(self, variables: dict[str, PyTree], images: np.ndarray) -> dict[str, PyTree]:
+        """Completes the variables where the network's initialisation looks at training images."""
+        if not hasattr(self.model, "init_from_images"):
+            return variables
+        fit = jax.jit(lambda params, images: self.model.init_from_images(params, self.preprocess(images)))
+        return {**variables, "params": fit(variables["params"], images[: self.model.init_images])}
