@@ -159,6 +159,26 @@ def test_what_cannot_be_published_is_one_clear_line(tmp_path, publish):
     )
 
 
+def test_a_digest_depends_on_paths_shapes_types_and_bytes(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    from digests import digest
+
+    zeros = np.zeros((2, 3), np.float32)
+    trees = [{"a": zeros}, {"b": zeros}, {"a": zeros.T}, {"a": zeros.astype(np.int32)}, {"a": -zeros}]
+    assert len({digest(tree) for tree in trees}) == len(trees)
+    assert digest({"a": zeros, "b": [zeros + 1]}) == digest({"b": [zeros + 1], "a": zeros})
+
+
+def test_digests_that_differ_are_named(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    from digests import table
+
+    text, equal = table({"short": {"params": "1", "metrics": "2"}}, {"short": {"params": "1", "metrics": "3"}})
+    assert not equal
+    assert text.splitlines()[1].split() == ["short", "equal", "-", "-", "-", "DIFFERENT"]
+    assert table({"short": {"params": "1"}}, {"short": {"params": "1"}, "untried": {"params": "2"}})[1]
+
+
 def test_a_convolution_as_patches_is_the_convolution(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "scripts")
     from benchmark_seeds import as_patches
