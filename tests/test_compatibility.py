@@ -9,9 +9,9 @@ from conftest import ROOT
 
 from cnn_jax import config as config_lib
 from cnn_jax.inference import load_classifier
-from cnn_jax.metrics import NAMES
-from cnn_jax.summaries import read_metrics
-from cnn_jax.train import train
+from cnn_jax.training.loop import train
+from cnn_jax.training.metrics import NAMES
+from cnn_jax.workdir.records import read_metrics
 
 FIXTURES = ROOT / "tests" / "fixtures"
 
