@@ -3,7 +3,7 @@
 python -m cnn_jax.main --config=configs/quickstart.py --workdir=/tmp/quickstart
 """
 
-from configs import batchnorm
+from cnn_jax.configs import batchnorm
 
 
 def get_config():

@@ -14,11 +14,11 @@ images is held out for validation, which those two do not do; --config.data.vali
 The recipe is airbench's (Jordan 2024, arXiv:2404.00498) in our own words: its reasons stand at each line.
 """
 
-from configs import base
+from cnn_jax.configs import base
 
 
 def get_config():
-    config = base.get_config()
+    config = base.get_config("speednet")
     # Nothing to do in Python between the first step and the last: on a GPU the run is one program. A signal is looked
     # at when it has ended.
     config.steps_per_call = 1_000_000
@@ -35,19 +35,8 @@ def get_config():
     config.data.mean = (0.4914, 0.4822, 0.4465)
     config.data.std = (0.2470, 0.2435, 0.2616)
 
-    with config.unlocked():
-        config.model = {
-            "name": "speednet",
-            "widths": (64, 256, 256),  # wide where the image is small: most accuracy for the time (airbench)
-            "whiten_size": 2,  # patches of 2x2: the first layer need not be learned (Page 2019; airbench)
-            "whiten_epsilon": 5e-4,
-            "activation": "gelu",  # smooth: better than ReLU in few steps (hlb-CIFAR10)
-            "bn_momentum": 0.6,  # statistics of the last few steps: a run has two hundred (airbench)
-            "bn_epsilon": 1e-5,
-            "dirac": True,  # blocks begin by passing on what they get (airbench, section on identity initialisation)
-            "logit_scale": 0.0625,  # a narrow head that begins unsure; with `groups`, its learning rate (airbench)
-            "trainable": "bias|block.*|head",  # all but the whitening kernel
-        }
+    # With its defaults, which cnn_jax/models/speednet.py explains. All but the whitening kernel is trained.
+    config.model.trainable = "bias|block.*|head"
 
     # Updates of convolutions as orthogonal matrices: more learned a step, at hardly any cost where steps are large
     # (Muon, Jordan et al. 2024; airbench94_muon).

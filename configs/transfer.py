@@ -7,19 +7,12 @@ has .9181 on all 50,000 images, at 262 s an epoch (Tesla P100): it computed the 
 once. Ours has not been measured: nobody has run it with the published weights yet.
 """
 
-from configs import base
+from cnn_jax.configs import base
 
 
 def get_config():
-    config = base.get_config()
-    with config.unlocked():
-        config.model = {
-            "name": "inception_resnet_v2",
-            "weights": "imagenet",  # or the path of such a file, or "random"
-            "hidden": (1024, 512),
-            "dropout": (0.2, 0.3),  # after each hidden layer
-            "trainable": "head",
-        }
+    config = base.get_config("inception_resnet_v2")
+    config.model.trainable = "head"
     config.data.update({"image_size": 299, "mean": (), "std": ()})
     config.optimizer.update({"name": "adam", "learning_rate": 1e-3})
     config.batch_size = 300

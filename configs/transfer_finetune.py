@@ -6,7 +6,7 @@ Expect .788 (1 seed; .778 without the second phase) with --config.data.train_exa
 test accuracy on CIFAR-10 re-encoded as JPEG, 2 CPU cores (reports/transfer_lite.json).
 """
 
-from configs import transfer_lite
+from cnn_jax.configs import transfer_lite
 
 
 def get_config():

@@ -7,7 +7,7 @@ training images, 2 CPU cores, where the features of 60,000 images take some 12 m
 (reports/transfer_lite.json).
 """
 
-from configs import transfer
+from cnn_jax.configs import transfer
 
 
 def get_config():
