@@ -59,7 +59,7 @@ def run(main: Callable[..., int | None], required: Sequence[str] = (), positiona
 
     def parse(argv: list[str]) -> list[str]:
         try:
-            argv, overrides = _split_overrides(argv) if "config" in flags.FLAGS else (argv, {})
+            argv, overrides = split_overrides(argv) if "config" in flags.FLAGS else (argv, {})
             rest = flags.FLAGS(argv)
             for name in required:
                 if flags.FLAGS[name].value is None:
@@ -96,7 +96,7 @@ def discard_output() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _split_overrides(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+def split_overrides(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     """Returns the arguments without overrides of config keys, and the overrides: `{"batch_size": "64"}`.
 
     As with other flags: --config.KEY=VALUE, --config.KEY VALUE, --config.KEY and --noconfig.KEY for true and false, one

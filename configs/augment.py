@@ -1,4 +1,4 @@
-"""augment: half of the images mirrored, each moved by up to a tenth of its side; twice the epochs.
+"""augment: half of the images mirrored, each shifted by up to a tenth of its side, and twice the epochs.
 
 python -m cnn_jax.main --config=configs/augment.py --workdir=/tmp/augment
 

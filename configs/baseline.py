@@ -1,4 +1,4 @@
-"""baseline: six convolutions in three blocks, a hidden layer of 128; no BatchNorm, no dropout.
+"""baseline: six convolutions in three blocks and a hidden layer of 128 units, without BatchNorm or dropout.
 
 python -m cnn_jax.main --config=configs/baseline.py --workdir=/tmp/baseline
 

@@ -1,4 +1,4 @@
-"""basic: three convolutions and one dense layer, the least that sees images. It underfits.
+"""basic: three convolutions and one dense layer. It underfits.
 
 python -m cnn_jax.main --config=configs/basic.py --workdir=/tmp/basic
 

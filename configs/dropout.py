@@ -1,4 +1,4 @@
-"""dropout: a quarter of the units dropped after each block and after the hidden layer.
+"""dropout: dropout of a quarter of the units, after each block and after the hidden layer.
 
 python -m cnn_jax.main --config=configs/dropout.py --workdir=/tmp/dropout
 

@@ -1,4 +1,4 @@
-"""dropout_scheduled: dropout that grows block by block.
+"""dropout_scheduled: dropout rates that grow from block to block.
 
 python -m cnn_jax.main --config=configs/dropout_scheduled.py --workdir=/tmp/dropout_scheduled
 
