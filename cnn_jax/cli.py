@@ -1,11 +1,12 @@
-"""What the commands share: flags, and errors as one clear line."""
+"""Flags that commands share, and user errors as one line."""
 
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 
 from absl import app, flags, logging
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 from cnn_jax import config as config_lib
 from cnn_jax import runtime
@@ -15,22 +16,27 @@ flags.disclaim_key_flags()  # the flags defined here are the command's, and --he
 
 
 def define_config() -> flags.FlagHolder[ConfigDict]:
-    """Defines `--config=FILE` with overrides `--config.KEY=VALUE`."""
-    return config_flags.DEFINE_config_file("config", None, f"Config file. {config_lib.stages_hint()}")
+    """Defines `--config`, a stage or a config file, with overrides `--config.KEY=VALUE`."""
+    return flags.DEFINE_string(
+        "config",
+        None,
+        f"Stage, or path of a config file. {config_lib.stages_hint()} --config.KEY=VALUE changes a key; `python -m "
+        "cnn_jax.config STAGE` lists all keys.",
+    )
 
 
 def define_step() -> flags.FlagHolder[str | None]:
-    """Defines `--step`, which checkpoint of a workdir to take."""
+    """Defines `--step`, which checkpoint of a workdir to restore."""
     return flags.DEFINE_string("step", "best", "Checkpoint of the workdir: best (by validation), latest, or a number.")
 
 
 def define_lane() -> flags.FlagHolder[int]:
-    """Defines `--lane`, which network of a run with several seeds to take."""
-    return flags.DEFINE_integer("lane", 0, "Of a run with several seeds, which one: 0 for the first.", lower_bound=0)
+    """Defines `--lane`, which seed of a multi-seed run to take."""
+    return flags.DEFINE_integer("lane", 0, "Index of the seed in a multi-seed run (0 is the first).", lower_bound=0)
 
 
 def parse_step(text: str | None) -> int | str:
-    """Returns what `load_classifier` takes for the value of `--step`."""
+    """Returns the argument of `load_classifier` for the value of `--step`."""
     if text in ("best", "latest"):
         return text
     if text is None or not text.isdecimal():
@@ -39,81 +45,75 @@ def parse_step(text: str | None) -> int | str:
 
 
 def run(main: Callable[..., int | None], required: Sequence[str] = (), positional: bool = False) -> None:
-    """Parses the flags, runs `main` and exits with what it returns; a `UserError` is printed as one line.
+    """Parses the flags, runs `main` and exits with the status that it returns; a `UserError` is printed as one line.
 
     Args:
       main: the flags are parsed when it is called.
       required: flags that must be given.
-      positional: `main` takes one argument, the list of what was given beside flags; otherwise it takes none, and
-        anything beside flags is an error.
+      positional: `main` takes one argument, the list of the arguments that are not flags; otherwise it takes none, and
+        such arguments are an error.
     """
     runtime.prepare()
     logging.use_absl_handler()
     logging.set_verbosity(logging.ERROR)
 
     def parse(argv: list[str]) -> list[str]:
-        config_lib.make_stages_importable()
         try:
-            # ml_collections wants the file before what overrides it; whoever types has no reason to.
-            sys.argv.sort(key=lambda argument: argument.startswith("--config.") and "=" in argument)
-            rest = flags.FLAGS(sys.argv)
+            argv, overrides = split_overrides(argv) if "config" in flags.FLAGS else (argv, {})
+            rest = flags.FLAGS(argv)
             for name in required:
                 if flags.FLAGS[name].value is None:
                     raise UserError(f"--{name}=... is missing. {flags.FLAGS[name].help}")
+            if len(rest) > 1 and not positional:
+                raise UserError(f"Unexpected argument {rest[1]!r}: flags are written --NAME=VALUE.")
             if "config" in required:
-                flags.FLAGS["config"].value.keys()  # ml_collections reports a file that fails when it is first used
-        except Exception as error:
-            sys.exit(_fail(_explain(error, argv)))
-        if len(rest) > 1 and not positional:
-            sys.exit(_fail(f"Unexpected argument {rest[1]!r}: flags are written --NAME=VALUE."))
+                flags.FLAGS["config"].value = config_lib.load(flags.FLAGS["config"].value, overrides)
+        except UserError as error:
+            sys.exit(_fail(error))
+        except flags.Error as error:
+            sys.exit(_fail(f"{config_lib.describe(error)} (--help lists the flags)"))
         return rest
 
     def guarded(argv: Sequence[str]) -> int | None:
         try:
             status = main(list(argv[1:])) if positional else main()
             if sys.stdout:  # None where it is closed
-                sys.stdout.flush()  # here, where a reader that has gone away is no traceback
+                sys.stdout.flush()  # here, so that a closed pipe causes no traceback
             return status
         except UserError as error:
             return _fail(error)
         except BrokenPipeError:
             discard_output()
-            return 141  # 128 + SIGPIPE, as shells have it
+            return 141  # 128 + SIGPIPE, as in shells
         except KeyboardInterrupt:
-            return _fail("Interrupted.") + 129  # 128 + SIGINT, as shells have it
+            return _fail("Interrupted.") + 129  # 128 + SIGINT, as in shells
 
     app.run(guarded, flags_parser=parse)
 
 
 def discard_output() -> None:
-    """Lets Python end without a complaint that what it still holds for standard output cannot be written."""
+    """Lets Python exit without an error message about buffered output that cannot be written any more."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _explain(error: Exception, argv: Sequence[str]) -> str:
-    """One line on why the flags are refused. ml_collections answers a mistyped key or file with a traceback."""
-    if isinstance(error, UserError):
-        return str(error)
-    given = [argument.lstrip("-").partition("=") for argument in argv[1:] if argument.startswith("--")]
-    overrides = {name.removeprefix("config."): value for name, _, value in given if name.startswith("config.")}
-    following = dict(zip(argv, argv[1:]))  # of `--config FILE`
-    path = next((value or following.get(f"--{name}", "") for name, _, value in given if name == "config"), "")
-    if "config" not in flags.FLAGS:
-        return f"{config_lib.describe(error)} (--help lists the flags)"
-    if overrides and not path:
-        return f"--config=... is missing. {flags.FLAGS['config'].help}"
-    if path:
-        try:
-            known = config_lib.flatten(config_lib.load(path))
-            rules = config_lib.rules_of(known.get("model.name"))
-        except UserError as failed:
-            return str(failed)
-        for key, value in overrides.items():
-            if not any(name == key or name.startswith(f"{key}.") for name in known):
-                return config_lib.unknown_key(key, list(rules))
-            if key in rules and f"--config.{key}=" in str(error):
-                return f"config.{key} is {value!r}; it must be {rules[key].meaning}."
-    return f"{config_lib.describe(error)} (--help lists the flags)"
+def split_overrides(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """Returns the arguments without overrides of config keys, and the overrides: `{"batch_size": "64"}`.
+
+    As with other flags: --config.KEY=VALUE, --config.KEY VALUE, --config.KEY and --noconfig.KEY for true and false, one
+    dash or two, and nothing after "--".
+    """
+    rest, overrides, left = [], {}, list(argv)
+    while left and left[0] != "--":
+        argument = left.pop(0)
+        match = re.fullmatch(r"--?(no)?config\.([^=]+)(?:=(.*))?", argument, re.DOTALL)
+        if not match:
+            rest.append(argument)
+            continue
+        negated, key, value = match.groups()
+        if value is None and not negated:
+            value = left.pop(0) if left and not left[0].startswith("--") else "true"
+        overrides[key] = "false" if negated else value
+    return rest + left, overrides
 
 
 def _fail(message: object) -> int:

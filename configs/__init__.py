@@ -1,1 +1,1 @@
-"""The stages of the ladder: each file is the stage before it and the lines that change."""
+"""The stages of the ladder. Each file imports the stage before it and changes a few lines."""

@@ -1,4 +1,4 @@
-"""augment: half of the images mirrored, each moved by up to a tenth of its side; twice the epochs.
+"""augment: half of the images mirrored, each shifted by up to a tenth of its side, and twice the epochs.
 
 python -m cnn_jax.main --config=configs/augment.py --workdir=/tmp/augment
 
@@ -8,7 +8,7 @@ Expect .510 [.438, .582] (mean and 95 % interval of n = 3 seeds, commit 3b2a271)
 CPU core (reports/ladder_5000.json).
 """
 
-from configs import dropout_scheduled
+from cnn_jax.configs import dropout_scheduled
 
 
 def get_config():

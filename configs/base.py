@@ -1,100 +1,159 @@
-"""What all stages share: every setting of training, its default and its meaning.
+"""Every key of training: its default, the values it may have, and its meaning. The stages start from here.
 
-A stage imports the one before it and changes a few lines; the command line changes any key:
-`--config.optimizer.learning_rate=0.1`. The values here are those of the reference, a Keras study, where it gives them.
+A stage imports the stage before it and changes a few lines. The command line changes any key:
+`--config.optimizer.learning_rate=0.1`; `--config.model.name=speednet` takes another network with its defaults.
+The defaults are those of the reference, a Keras study, where it gives them.
+
+The keys of a network are declared on the fields of its class, as in cnn_jax/models/cnn.py.
+`python -m cnn_jax.config [STAGE]` lists all keys.
 """
 
 from ml_collections import ConfigDict
 
+from cnn_jax.keys import (
+    BOOLEAN,
+    PATTERN,
+    SEED,
+    SHARE,
+    TEXT,
+    Key,
+    Rule,
+    defaults,
+    number,
+    one_of,
+    or_empty,
+    pair,
+    tuple_of,
+    whole,
+)
 
-def get_config() -> ConfigDict:
-    config = ConfigDict(
-        {
-            "seed": 0,  # initial weights, order, augmentation, dropout; not the splits
-            "seeds": 1,  # how many at once: seed, seed + 1, ...; each as if it ran alone
-            "epochs": 50,
-            "batch_size": 32,
-            "eval_batch_size": 250,
-            "steps_per_call": 50,  # steps between two looks at signals, progress and metrics
-            "dtype": "float32",  # what layers compute in; "bfloat16" keeps float32 parameters
-            "label_smoothing": 0.0,
-            "on_nan": "stop",  # or "continue", to watch a run that has failed
-            "diagnostics": False,  # gradient norm and share of dead ReLUs of every layer
-            "profile": False,  # trace a chunk of steps into WORKDIR/profile, for TensorBoard or Perfetto
-            "tensorboard": "tensorboardX",  # or "clu" (needs TensorFlow), or "off"
-            "eval": {
-                "epochs": 1,  # score the validation images at every so many epochs, and at the end
-                "mirror": False,  # also their mirror images; here and in all that the run serves later
-                "shift": 0,  # also moved by so many pixels
-            },
-            "checkpoint": {
-                "epochs": 1,  # save at every so many epochs
-                "minutes": 5.0,  # and when so much time has passed; 0: never for that reason
-            },
-            "data": {
-                "name": "cifar10",  # or any image-classification set of tfds, "digits", "folder"
-                "dir": "",  # of tfds: empty for TFDS_DATA_DIR or ~/tensorflow_datasets
-                "train_examples": 0,  # 0: all that validation leaves; else a class-balanced subset
-                "validation": 0.1,  # cut from train: a fraction, or a count; 0: none
-                "split_seed": 0,
-                "image_size": 32,  # resized on the device; 0: as stored
-                "mean": (0.0, 0.0, 0.0),  # subtracted a channel, after scaling to [0, 1]; (): the network's own
-                "std": (1.0, 1.0, 1.0),  # divides a channel; (): the network's own
-            },
-            "model": {
-                "name": "cnn",
-                "widths": (32, 64, 128),  # channels of each block
-                "convs_per_block": 2,
-                "hidden": (128,),  # units of each dense layer before the head
-                "batch_norm": False,
-                "bn_momentum": 0.99,
-                "bn_epsilon": 1e-3,
-                "dropout": (),  # after each block and each hidden layer: (a, b, c, d)
-                "winograd": True,  # on a CPU: faster 3x3 convolutions, which round ten times as much
-                "trainable": "all",  # or a pattern for modules, such as "head"; the others stay as they are
-            },
-            "optimizer": {
-                "name": "sgd",  # or "adam", or "muon": for convolutions; SGD for the rest
-                "learning_rate": 0.01,
-                "momentum": 0.9,  # Adam's first coefficient
-                "nesterov": False,
-                "b2": 0.999,  # Adam's second coefficient
-                "epsilon": 1e-7,  # Adam's; Keras' default
-                "weight_decay": 0.0,  # decoupled
-                "schedule": "constant",  # or "linear" or "cosine", to zero
-                "warmup_epochs": 0.0,
-                "groups": (),  # ((pattern, factor), ...): the learning rate of these modules times the factor
-                "muon": {  # see cnn_jax/training/muon.py
-                    "momentum": 0.95,  # in the place of optimizer.momentum, for convolutions
-                    "steps": 5,  # of the iteration that makes updates orthogonal
-                    "keep_norms": False,  # hold kernels at one size; for networks with BatchNorm
-                },
-            },
-            "average": {  # of the weights; see cnn_jax/training/ema.py
-                "decay": 0.0,  # what an update keeps of the average; 0: none
-                "every": 1,  # steps between updates
-                "ramp": 0.0,  # the decay is multiplied by this power of the share of the run that is done
-                "lookahead": False,  # go on training from the average
-            },
-            "finetune": {  # a second phase, after `epochs`; its schedule starts anew
-                "epochs": 0,  # 0: none
-                "trainable": "all",  # in the place of model.trainable
-                "learning_rate": 1e-4,  # in the place of optimizer.learning_rate
-            },
-            "features": {  # of a frozen backbone, where nothing is augmented
-                "cache": True,  # computed once and kept on disk, not in every epoch
-                "dir": "",  # where; empty for the workdir. Runs with the same backbone and images can share one
-            },
-            "augment": {
-                "flip": False,  # mirror half of the images
-                "alternate_flip": False,  # instead: mirror each image in every second epoch
-                "shift": 0.0,  # largest move, as a fraction of the side; rounded down to whole pixels
-                "rotate": 0.0,  # largest angle, in degrees
-                "zoom": 0.0,  # largest change of scale
-                "crop_padding": 0,  # pixels of padding before a random crop
-                "crop_mode": "constant",  # or "reflect"
-                "cutout": 0,  # side of a covered square, in pixels
-            },
-        }
-    )
-    return config.lock()
+VALIDATION = Rule(
+    lambda v: type(v) in (int, float) and (0 <= v < 1 or (v > 1 and v == int(v))),
+    "a fraction from 0 to below 1, or a count of at least 2",
+)
+
+KEYS = {
+    "seed": Key(0, SEED, "decides initial weights, order, augmentation and dropout, but not the splits"),
+    "seeds": Key(1, whole(1), "how many seeds to train at once: seed, seed + 1, ..., each as if it ran alone"),
+    "epochs": Key(50, whole(1), "passes over the training images"),
+    "batch_size": Key(32, whole(1), "images per training step"),
+    "eval_batch_size": Key(250, whole(1), "images per evaluation step"),
+    "steps_per_call": Key(
+        50, whole(1), "steps between two checks of signals, progress and metrics", changes_numbers=False
+    ),
+    "dtype": Key(
+        "float32", one_of("float32", "bfloat16"), "type that layers compute in; parameters are float32 in any case"
+    ),
+    "label_smoothing": Key(0.0, SHARE, "share of each target that is spread evenly over all classes"),
+    "on_nan": Key("stop", one_of("stop", "continue"), "what to do when the loss is not finite"),
+    "diagnostics": Key(False, BOOLEAN, "record gradient norms and shares of dead ReLUs, per layer"),
+    "profile": Key(
+        False, BOOLEAN, "trace some steps into WORKDIR/profile, for TensorBoard or Perfetto", changes_numbers=False
+    ),
+    "tensorboard": Key(
+        "tensorboardX",
+        one_of("tensorboardX", "clu", "off"),
+        "writer of TensorBoard events; clu needs TensorFlow",
+        changes_numbers=False,
+    ),
+    "eval": {
+        "epochs": Key(1, whole(1), "epochs between validations; the last epoch always has one", changes_numbers=False),
+        "mirror": Key(False, BOOLEAN, "average over mirror images too, here and in all later inference"),
+        "shift": Key(0, whole(0), "average over images shifted by this many pixels too, here and in later inference"),
+    },
+    "checkpoint": {
+        "epochs": Key(1, whole(1), "epochs between checkpoints; the last epoch always has one", changes_numbers=False),
+        "minutes": Key(5.0, number(0), "minutes after which to save in any case; 0: never", changes_numbers=False),
+    },
+    "data": {
+        "name": Key("cifar10", TEXT, "cifar10, another image-classification data set of tfds, digits, or folder"),
+        "dir": Key(
+            "",
+            TEXT,
+            "folder of the data set; for tfds, empty means $TFDS_DATA_DIR or ~/tensorflow_datasets",
+            changes_numbers=False,
+        ),
+        "train_examples": Key(0, whole(0), "size of a class-balanced training subset; 0: all images"),
+        "validation": Key(0.1, VALIDATION, "validation images cut from the training split; 0: none"),
+        "split_seed": Key(0, SEED, "decides which images are held out for validation and which subset is used"),
+        "image_size": Key(32, whole(0), "side in pixels to which images are resized on the device; 0: as stored"),
+        "mean": Key(
+            (0.0, 0.0, 0.0),
+            or_empty(tuple_of(number(), 3), "the network's own"),
+            "subtracted per channel, after scaling to [0, 1]",
+        ),
+        "std": Key(
+            (1.0, 1.0, 1.0),
+            or_empty(tuple_of(number(1e-6), 3), "the network's own"),
+            "divisor per channel, after the mean is subtracted",
+        ),
+    },
+    "model": {
+        "name": Key("cnn", TEXT, "the network, which adds keys of its own to this section"),
+        "trainable": Key("all", PATTERN, "which modules are trained, such as 'head'; all others are frozen"),
+    },
+    "optimizer": {
+        "name": Key("sgd", one_of("sgd", "adam", "muon"), "muon: Muon for convolutions, SGD for the rest"),
+        "learning_rate": Key(0.01, number(0), "highest learning rate of the schedule"),
+        "momentum": Key(0.9, SHARE, "momentum; of Adam, the first coefficient"),
+        "nesterov": Key(False, BOOLEAN, "Nesterov momentum"),
+        "b2": Key(0.999, SHARE, "second coefficient of Adam"),
+        "epsilon": Key(1e-7, number(0), "epsilon of Adam; the default is that of Keras"),
+        "weight_decay": Key(0.0, number(0), "decoupled weight decay"),
+        "schedule": Key("constant", one_of("constant", "linear", "cosine"), "linear and cosine decay to zero"),
+        "warmup_epochs": Key(0.0, number(0), "epochs in which the learning rate rises linearly from zero"),
+        "groups": Key(
+            (),
+            tuple_of(pair(PATTERN, number(0), "a pair (pattern, factor of the learning rate)")),
+            "factors of the learning rate for some modules",
+        ),
+        "muon": {  # see cnn_jax/training/muon.py
+            "momentum": Key(0.95, SHARE, "momentum of convolutions, in place of optimizer.momentum"),
+            "steps": Key(5, whole(1), "iterations that make an update orthogonal"),
+            "keep_norms": Key(False, BOOLEAN, "keep the norm of each kernel constant; for networks with BatchNorm"),
+        },
+    },
+    "average": {  # exponential moving average of the weights: see cnn_jax/training/ema.py
+        "decay": Key(0.0, SHARE, "share of the average that an update keeps; 0: no average"),
+        "every": Key(1, whole(1), "steps between updates of the average"),
+        "ramp": Key(0.0, number(0), "multiply the decay by this power of the completed share of the run"),
+        "lookahead": Key(False, BOOLEAN, "continue training from the average"),
+    },
+    "finetune": {  # a second phase, which follows after `epochs` and starts its schedule again
+        "epochs": Key(0, whole(0), "epochs of the second phase; 0: no second phase"),
+        "trainable": Key("all", PATTERN, "model.trainable in the second phase"),
+        "learning_rate": Key(1e-4, number(0), "optimizer.learning_rate in the second phase"),
+    },
+    "features": {  # of a frozen backbone, where images are not augmented
+        "cache": Key(True, BOOLEAN, "compute features once and keep them on disk"),
+        "dir": Key(
+            "",
+            TEXT,
+            "folder of the features, which runs with the same backbone and images can share; empty for the workdir",
+            changes_numbers=False,
+        ),
+    },
+    "augment": {
+        "flip": Key(False, BOOLEAN, "mirror half of the images"),
+        "alternate_flip": Key(False, BOOLEAN, "mirror each image in every second epoch instead"),
+        "shift": Key(0.0, SHARE, "largest shift, as a fraction of the side, rounded down to whole pixels"),
+        "rotate": Key(0.0, number(0), "largest rotation, in degrees"),
+        "zoom": Key(0.0, SHARE, "largest relative change of scale"),
+        "crop_padding": Key(0, whole(0), "pixels of padding before a random crop"),
+        "crop_mode": Key("constant", one_of("constant", "reflect"), "how a random crop is padded"),
+        "cutout": Key(0, whole(0), "side in pixels of a square that is covered; 0: none"),
+    },
+}
+
+
+def keys(network: str) -> dict:
+    """Returns `KEYS` with the keys of a network in the section "model"."""
+    from cnn_jax.models.keys import network_keys  # here, because JAX takes a second to import
+
+    model = {"name": KEYS["model"]["name"]._replace(default=network), **network_keys(network)}
+    return KEYS | {"model": model | {"trainable": KEYS["model"]["trainable"]}}
+
+
+def get_config(network: str = KEYS["model"]["name"].default) -> ConfigDict:
+    """Returns the default of every key."""
+    return ConfigDict(defaults(keys(network))).lock()

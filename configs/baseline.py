@@ -1,4 +1,4 @@
-"""baseline: six convolutions in three blocks, a hidden layer of 128; no BatchNorm, no dropout.
+"""baseline: six convolutions in three blocks and a hidden layer of 128 units, without BatchNorm or dropout.
 
 python -m cnn_jax.main --config=configs/baseline.py --workdir=/tmp/baseline
 
@@ -8,7 +8,7 @@ Expect .462 [.449, .475] (mean and 95 % interval of n = 3 seeds, commit 3b2a271)
 CPU core (reports/ladder_5000.json).
 """
 
-from configs import basic
+from cnn_jax.configs import basic
 
 
 def get_config():

@@ -1,4 +1,4 @@
-"""basic: three convolutions and one dense layer, the least that sees images. It underfits.
+"""basic: three convolutions and one dense layer. It underfits.
 
 python -m cnn_jax.main --config=configs/basic.py --workdir=/tmp/basic
 
@@ -8,7 +8,7 @@ Expect .534 [.516, .552] (mean and 95 % interval of n = 3 seeds, commit 3b2a271)
 CPU core (reports/ladder_5000.json).
 """
 
-from configs import base
+from cnn_jax.configs import base
 
 
 def get_config():

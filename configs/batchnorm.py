@@ -8,7 +8,7 @@ Expect .510 [.368, .651] (mean and 95 % interval of n = 3 seeds, commit 3b2a271)
 CPU core (reports/ladder_5000.json).
 """
 
-from configs import baseline
+from cnn_jax.configs import baseline
 
 
 def get_config():

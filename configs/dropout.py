@@ -1,4 +1,4 @@
-"""dropout: a quarter of the units dropped after each block and after the hidden layer.
+"""dropout: dropout of a quarter of the units, after each block and after the hidden layer.
 
 python -m cnn_jax.main --config=configs/dropout.py --workdir=/tmp/dropout
 
@@ -8,7 +8,7 @@ Expect .557 [.526, .588] (mean and 95 % interval of n = 3 seeds, commit 3b2a271)
 CPU core (reports/ladder_5000.json).
 """
 
-from configs import batchnorm
+from cnn_jax.configs import batchnorm
 
 
 def get_config():

@@ -1,4 +1,4 @@
-"""dropout_scheduled: dropout that grows block by block.
+"""dropout_scheduled: dropout rates that grow from block to block.
 
 python -m cnn_jax.main --config=configs/dropout_scheduled.py --workdir=/tmp/dropout_scheduled
 
@@ -8,7 +8,7 @@ Expect .551 [.532, .570] (mean and 95 % interval of n = 3 seeds, commit 3b2a271)
 CPU core (reports/ladder_5000.json).
 """
 
-from configs import dropout
+from cnn_jax.configs import dropout
 
 
 def get_config():

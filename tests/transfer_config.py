@@ -3,14 +3,14 @@
 python -m cnn_jax.main --config=tests/transfer_config.py --workdir=/tmp/small_transfer
 """
 
+import functools
 from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
 
-from cnn_jax import config as config_lib
 from cnn_jax import models
-from configs import transfer_finetune
+from cnn_jax.configs import transfer_finetune
 
 
 class Tiny(nn.Module):
@@ -34,8 +34,7 @@ class Tiny(nn.Module):
 
 
 models.BACKBONES["tiny"] = Tiny
-models.MODELS["tiny"] = lambda **fields: models.Transfer(network=Tiny, **fields)
-config_lib.MODEL_RULES["tiny"] = config_lib.MODEL_RULES["efficientnet_lite0"]
+models.MODELS["tiny"] = functools.partial(models.Transfer, network=Tiny)
 
 
 def get_config():

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from cnn_jax.errors import UserError
+from cnn_jax.keys import BOOLEAN, SHARE, field, number, tuple_of, whole
 from cnn_jax.models.layers import BatchNorm, Conv
 from cnn_jax.models.ops.pool import max_pool
 
@@ -32,14 +33,14 @@ class CNN(nn.Module):
     """
 
     num_classes: int
-    widths: tuple[int, ...] = (32, 64, 128)
-    convs_per_block: int = 2
-    hidden: tuple[int, ...] = (128,)
-    batch_norm: bool = False
-    bn_momentum: float = 0.99
-    bn_epsilon: float = 1e-3
-    dropout: tuple[float, ...] = ()
-    winograd: bool = True
+    widths: tuple[int, ...] = field((32, 64, 128), tuple_of(whole(1)), "channels of each block")
+    convs_per_block: int = field(2, whole(1), "convolutions in each block")
+    hidden: tuple[int, ...] = field((128,), tuple_of(whole(1)), "units of each dense layer before the head")
+    batch_norm: bool = field(False, BOOLEAN, "BatchNorm after each ReLU")
+    bn_momentum: float = field(0.99, SHARE, "share of BatchNorm's running statistics that a step keeps")
+    bn_epsilon: float = field(1e-3, number(0), "added to the variance in BatchNorm")
+    dropout: tuple[float, ...] = field((), tuple_of(SHARE), "rate after each block and hidden layer; () for none")
+    winograd: bool = field(True, BOOLEAN, "faster 3x3 convolutions on a CPU, with ten times the rounding error")
     dtype: Any = jnp.float32
     axis_name: str | None = None
 

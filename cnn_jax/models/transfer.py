@@ -1,12 +1,13 @@
 """A network that was trained on other images, and a new head on its features."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from cnn_jax.errors import UserError
+from cnn_jax.keys import SHARE, TEXT, Key, field, tuple_of, whole
 
 
 class Head(nn.Module):
@@ -56,8 +57,9 @@ class Transfer(nn.Module):
 
     num_classes: int
     network: type[nn.Module]
-    hidden: tuple[int, ...] = (1024, 512)
-    dropout: tuple[float, ...] = (0.2, 0.3)
+    weights: ClassVar[Key] = Key("imagenet", TEXT, "weights of the backbone: imagenet, the path of a file, or random")
+    hidden: tuple[int, ...] = field((1024, 512), tuple_of(whole(1)), "units of each dense layer before the logits")
+    dropout: tuple[float, ...] = field((0.2, 0.3), tuple_of(SHARE), "rate after each hidden layer; () for none")
     dtype: Any = jnp.float32
     axis_name: str | None = None
 
