@@ -32,6 +32,7 @@ from cnn_jax.inference.saliency import make_saliency, overlay
 from cnn_jax.page import cards, pictures, wording
 from cnn_jax.page.evaluation import read_temperature, show_evaluation
 from cnn_jax.page.pictures import Picture
+from cnn_jax.workdir.layout import CHECKPOINT_FOLDER
 
 MAX_PICTURES = 12  # at once; each takes a screen
 BARS = 5
@@ -62,7 +63,7 @@ def main() -> None:
     st.title("What is in the picture?", anchor=False)
     try:
         workdir = choose_run(parse_workdir(sys.argv[1:]))
-        network = load_network(str(workdir), (workdir / "checkpoints").stat().st_mtime_ns)
+        network = load_network(str(workdir), (workdir / CHECKPOINT_FOLDER).stat().st_mtime_ns)
     except UserError as error:
         say_how_to_make_one(str(error))
         return
@@ -137,7 +138,7 @@ def choose_run(workdir: Path) -> Path:
 def is_run(path: Path) -> bool:
     """Whether a training run saved something there."""
     try:
-        return (path / "checkpoints").is_dir()
+        return (path / CHECKPOINT_FOLDER).is_dir()
     except OSError:  # no right to look
         return False
 

@@ -18,12 +18,12 @@ from typing import Any
 from absl import flags
 from rich.cells import cell_len
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 from cnn_jax import cli
 from cnn_jax.data import images
 from cnn_jax.errors import UserError
+from cnn_jax.utils import progress
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a trained run.")
 _MODEL = flags.DEFINE_string("model", None, "A file that python -m cnn_jax.export wrote, instead of a workdir.")
@@ -75,21 +75,10 @@ class _Output:
         if sys.stdout is None:
             raise UserError("Standard output is closed, and the answers go there.")
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be text
-        on_terminal = sys.stderr is not None and sys.stderr.isatty()
-        self._bar = Progress(
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("images"),
-            TimeRemainingColumn(),
-            console=Console(stderr=True),
-            transient=True,
-            disable=not on_terminal or len(names) == 1,
-            # What is written to standard output belongs there, even while there is a bar.
-            redirect_stdout=False,
-        )
-        self._task = self._bar.add_task("", total=len(names))
-        # On one terminal with the bar, answers go above it.
-        self._console = self._bar.console if on_terminal and sys.stdout.isatty() else Console()
+        self._bar = progress.bar(shown=len(names) > 1)
+        self._task = self._bar.add_task("Classifying images", total=len(names))
+        # On one terminal with the bar, predictions are printed above it.
+        self._console = self._bar.console if self._bar.console.is_terminal and sys.stdout.isatty() else Console()
 
     def __enter__(self) -> "_Output":
         self._bar.start()

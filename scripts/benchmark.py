@@ -30,7 +30,10 @@ from typing import NamedTuple
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-from cnn_jax import runtime  # noqa: E402 -- which is only asked: what it prepares must not reach the peers
+# Without JAX, and without `runtime.prepare`, whose environment variables would reach the peers.
+from cnn_jax import runtime  # noqa: E402
+from cnn_jax.utils.source import revision  # noqa: E402
+from cnn_jax.workdir.layout import METRICS_FILE  # noqa: E402
 
 
 class Contender(NamedTuple):
@@ -216,7 +219,7 @@ def first_step(contender: Contender, device: str, cache: str) -> float:
         process = subprocess.Popen(
             command, cwd=HERE.parent, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
-        record = Path(workdir, "metrics.jsonl")
+        record = Path(workdir, METRICS_FILE)
         while not (record.exists() and record.stat().st_size) and process.poll() is None:
             time.sleep(0.01)
         took = time.perf_counter() - start
@@ -271,17 +274,6 @@ def in_interpreters(ours: dict[str, Contender], pythons: list[str]) -> dict[str,
     return found
 
 
-def commit() -> dict[str, str | bool] | None:
-    """Returns the commit of this checkout and whether it has been changed since; None where git cannot tell."""
-    git = ["git", "-C", str(HERE.parent)]
-    try:
-        name = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        status = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True).stdout
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return {"commit": name, "dirty": bool(status)}
-
-
 def machine(device: str, pythons: list[str]) -> dict:
     """Describes what was measured on."""
     return {
@@ -293,7 +285,7 @@ def machine(device: str, pythons: list[str]) -> dict:
         "also": [versions(python) for python in pythons],
         "keras_backend": keras_backend(),
         "device": device,
-        "checkout": commit(),
+        "checkout": revision(HERE.parent),
     }
 
 

@@ -16,11 +16,11 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from cnn_jax.errors import UserError  # noqa: E402
-from cnn_jax.training.loop import CONFIG_FILE, TIMES_FILE  # noqa: E402
 from cnn_jax.workdir import provenance  # noqa: E402
-from cnn_jax.workdir.records import METRICS_FILE, read_metrics  # noqa: E402
+from cnn_jax.workdir.layout import CONFIG_FILE, METRICS_FILE, PROVENANCE_FILE, TIMES_FILE  # noqa: E402
+from cnn_jax.workdir.records import read_metrics  # noqa: E402
 
-FILES = (CONFIG_FILE, METRICS_FILE, TIMES_FILE, provenance.FILE)
+FILES = (CONFIG_FILE, METRICS_FILE, TIMES_FILE, PROVENANCE_FILE)
 
 
 def publish(workdir: Path, target: Path, allow_dirty: bool = False) -> None:

@@ -20,6 +20,7 @@ sys.path.insert(0, str(ROOT))
 from cnn_jax import config as config_lib  # noqa: E402
 from cnn_jax.training.metrics import NAMES  # noqa: E402
 from cnn_jax.workdir import provenance  # noqa: E402
+from cnn_jax.workdir.layout import CONFIG_FILE  # noqa: E402
 from cnn_jax.workdir.records import read_metrics  # noqa: E402
 
 STAGES = ("basic", "baseline", "batchnorm", "dropout", "dropout_scheduled", "augment", "quickstart")
@@ -72,7 +73,7 @@ def collect(workdirs: list[Path]) -> list[dict]:
     """Returns one row per group of runs that differ only in their seed; unfinished runs are left out."""
     groups: dict[str, dict] = {}
     for workdir in workdirs:
-        path = workdir / "config.json"
+        path = workdir / CONFIG_FILE
         tests = [record for record in read_metrics(workdir) if record["split"] == "test"]
         if not path.exists() or not tests:
             print(f"{workdir}: not a finished run, left out", file=sys.stderr)

@@ -80,7 +80,7 @@ def test_chunks_do_not_matter(classifier, monkeypatch, chunk):
     test = dataset.load(classifier)
     test = dataclasses.replace(test, indices=test.indices[:101], labels=test.labels[:101])
     expected = classifier.score(test.images(slice(None)))
-    monkeypatch.setattr(examples, "CHUNK", chunk)
+    monkeypatch.setattr(dataset, "CHUNK", chunk)
     np.testing.assert_allclose(dataset.predict(classifier, test), expected, rtol=1e-4, atol=1e-5)
 
 

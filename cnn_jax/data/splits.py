@@ -8,11 +8,10 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int, Int32, UInt8
-from rich.console import Console
-from rich.progress import track
 
 from cnn_jax.data import images
 from cnn_jax.errors import UserError
+from cnn_jax.utils import progress
 
 TEST_SHARE = 0.2  # of a data set that comes without a test split
 
@@ -78,15 +77,8 @@ class EncodedSource:
         workers = 1 if isinstance(self.items[0], bytes) else os.cpu_count()
         with ThreadPoolExecutor(workers) as pool:
             decoded = pool.map(self._decode, indices.tolist()) if workers > 1 else map(self._decode, indices.tolist())
-            progress = track(
-                decoded,
-                "Decoding images",
-                total=len(indices),
-                console=Console(stderr=True),
-                transient=True,
-                disable=not Console(stderr=True).is_terminal or len(indices) < 1000,  # a moment
-            )
-            return np.stack(list(progress))
+            with progress.bar(shown=len(indices) >= 1000) as bar:
+                return np.stack(list(bar.track(decoded, len(indices), description="Decoding images")))
 
     def name(self, index: int) -> str:
         """Returns what to call the image at a position."""

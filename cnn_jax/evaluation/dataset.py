@@ -8,14 +8,13 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int, Int32, UInt8
-from rich import progress as rich_progress
-from rich.console import Console
 
 from cnn_jax import data
 from cnn_jax.data import folder
 from cnn_jax.data.splits import Source
 from cnn_jax.errors import UserError
 from cnn_jax.inference import Classifier
+from cnn_jax.utils import progress
 
 SPLITS = ("train", "validation", "test")
 CHUNK = 512  # images decoded at once: it decides about memory, not about the result
@@ -142,8 +141,7 @@ def predict(classifier: Classifier, examples: Examples) -> Float[np.ndarray, "n 
       UserError: an image cannot be read; it names the file.
     """
     results = [np.zeros((0, len(classifier.class_names)), np.float32)]
-    console = Console(stderr=True)
-    with rich_progress.Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+    with progress.bar() as bar:
         task = bar.add_task(f"Scoring {examples.split} images", total=len(examples))
         for start in range(0, len(examples), CHUNK):
             images = examples.images(slice(start, start + CHUNK))

@@ -14,8 +14,8 @@ from cnn_jax.errors import UserError
 from cnn_jax.evaluation import dataset, scores
 from cnn_jax.evaluation.dataset import Examples
 from cnn_jax.inference import Classifier
-
-EVALUATION_FILE = "evaluation.json"
+from cnn_jax.utils import files
+from cnn_jax.workdir.layout import EVALUATION_FILE
 
 # What people call the scores, in the order in which they read them, and whether a score is a share.
 TITLES = {
@@ -93,11 +93,10 @@ def _temperature(classifier: Classifier, scored: Examples, log_probs: np.ndarray
 def write(result: dict[str, Any], workdir: Path) -> Path:
     """Writes evaluation.json, whole or not at all; what is not finite is null."""
     path = workdir / EVALUATION_FILE
-    partial = path.with_suffix(".partial")
+    lines = [f"{json.dumps(key)}: {json.dumps(value, allow_nan=False)}" for key, value in _finite(result).items()]
     try:
-        lines = [f"{json.dumps(key)}: {json.dumps(value, allow_nan=False)}" for key, value in _finite(result).items()]
-        partial.write_text("{\n" + ",\n".join(lines) + "\n}\n")
-        partial.replace(path)
+        with files.replacing(path) as file:
+            file.write("{\n" + ",\n".join(lines) + "\n}\n")
     except OSError as error:
         raise UserError(f"Cannot write {path}: {error.strerror}. Free space or rights there.") from None
     return path

@@ -10,7 +10,6 @@ A file is three lines of text, to be read with `head -3`, and the program:
 
 import hashlib
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ import jax.numpy as jnp
 from jax import export
 
 from cnn_jax.errors import UserError
+from cnn_jax.utils import files
 
 FORMAT = 1
 PLATFORMS = ("cpu", "cuda")
@@ -70,13 +70,10 @@ def write(path: Path, log_probabilities: Callable[[Any], Any], metadata: dict[st
     }
     line = json.dumps(header).encode()
     content = [_MAGIC, hashlib.sha256(line).hexdigest().encode(), b"\n", line, b"\n", payload]
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
-        with partial.open("wb") as file:
+        with files.replacing(path, "wb") as file:
             file.writelines(content)
-        partial.replace(path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise UserError(
             f"Cannot write --output={path} ({error.strerror}): free space there, or name another."
         ) from None

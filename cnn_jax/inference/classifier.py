@@ -12,10 +12,12 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
+from cnn_jax.data import batching
 from cnn_jax.data import images as image_files
 from cnn_jax.errors import UserError
 from cnn_jax.transforms.preprocess import Preprocessing
 from cnn_jax.transforms.tta import ITSELF, Views
+from cnn_jax.workdir.layout import CHECKPOINT_FOLDER
 
 # Compiling takes seconds, so a few sizes are compiled and batches are filled up to the next.
 BATCH_SIZES = (1, 16, 128)
@@ -88,8 +90,7 @@ class Classifier:
         for start in range(0, len(pixels), BATCH_SIZES[-1]):
             part = pixels[start : start + BATCH_SIZES[-1]]
             size = next(size for size in BATCH_SIZES if size >= len(part))
-            padded = np.concatenate([part, np.zeros((size - len(part), *part.shape[1:]), np.uint8)])
-            results.append(np.asarray(self.log_probabilities(padded))[: len(part)])
+            results.append(np.asarray(self.log_probabilities(batching.pad(part, size)))[: len(part)])
         return np.concatenate(results)
 
 
@@ -117,7 +118,7 @@ def _from_workdir(path: Path, step: int | str, lane: int) -> Classifier:
     from cnn_jax import models
     from cnn_jax.workdir.checkpoint import restore_model
 
-    number, variables, metadata = restore_model(path / "checkpoints", step)
+    number, variables, metadata = restore_model(path / CHECKPOINT_FOLDER, step)
     config, preprocessing = metadata["config"], Preprocessing.from_metadata(metadata["preprocessing"])
     seeds = config.get("seeds", 1)
     if lane >= seeds:

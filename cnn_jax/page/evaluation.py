@@ -10,7 +10,7 @@ import numpy as np
 import streamlit as st
 
 from cnn_jax.errors import UserError
-from cnn_jax.evaluation.results import EVALUATION_FILE
+from cnn_jax.workdir.layout import EVALUATION_FILE, METRICS_FILE
 
 
 def read_evaluation(workdir: Path) -> dict[str, Any] | None:
@@ -48,8 +48,6 @@ def show_evaluation(workdir: Path, step: int) -> None:
       workdir: the run.
       step: of the network that the page asks; it may have been trained further since the evaluation.
     """
-    from cnn_jax.workdir.records import METRICS_FILE  # of a module that takes half a second to import
-
     problem = "This run has not been evaluated yet. This does it:"
     try:
         evaluation = read_evaluation(workdir)

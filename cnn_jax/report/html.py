@@ -13,6 +13,7 @@ from cnn_jax.errors import UserError
 from cnn_jax.evaluation import results, scores
 from cnn_jax.report import figures
 from cnn_jax.report.diagram import layers
+from cnn_jax.utils import files
 from cnn_jax.workdir.records import read_metrics
 
 MISTAKES = 24
@@ -82,9 +83,8 @@ def write(
             image = figures.png(figure)
             (directory / f"{section.name}.png").write_bytes(image)
             parts[section.name] = _section(section, image, figure.get_size_inches()[0])
-        partial = page.with_suffix(".partial")
-        partial.write_text(_page(workdir, classifier, result, parts), encoding="utf-8")
-        partial.replace(page)
+        with files.replacing(page) as file:
+            file.write(_page(workdir, classifier, result, parts))
     except OSError as error:
         raise UserError(f"Cannot write to --report={directory}: {error.strerror}. Take another folder.") from None
     return page

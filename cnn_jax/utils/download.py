@@ -6,10 +6,10 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import DownloadColumn
 
 from cnn_jax.errors import UserError
+from cnn_jax.utils import progress
 
 CONNECT_SECONDS = 8
 _BLOCK = 1 << 20
@@ -71,25 +71,16 @@ def _download(url: str, partial: Path) -> None:
         if error.code == 416 and have:  # nothing is left to send: the caller verifies what is there
             return
         raise
-    with (
-        response,
-        Progress(
-            TextColumn("Fetching {task.description}"),
-            BarColumn(),
-            DownloadColumn(),
-            TimeRemainingColumn(),
-            console=Console(stderr=True),
-            disable=not Console(stderr=True).is_terminal,
-        ) as progress,
-    ):
+    with response, progress.bar(DownloadColumn()) as bar:
         resumed = response.status == 206
         start = have if resumed else 0
         length = response.headers.get("Content-Length")
-        task = progress.add_task(url.rsplit("/", 1)[-1], completed=start, total=int(length) + start if length else None)
+        total = int(length) + start if length else None
+        task = bar.add_task(f"Downloading {url.rsplit('/', 1)[-1]}", completed=start, total=total)
         with partial.open("ab" if resumed else "wb") as file:
             while block := response.read(_BLOCK):
                 file.write(block)
-                progress.advance(task, len(block))
+                bar.advance(task, len(block))
         missing = int(length or 0) - (partial.stat().st_size - start)
         if missing > 0:
             raise OSError(f"the connection broke off {missing:,} bytes before the end; repeat to go on from there")

@@ -3,7 +3,6 @@
 import json
 import os
 import platform
-import subprocess
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,10 @@ import jax
 from cnn_jax import config as config_lib
 from cnn_jax import runtime
 from cnn_jax.errors import UserError
+from cnn_jax.utils import files
+from cnn_jax.utils.source import revision
+from cnn_jax.workdir.layout import PROVENANCE_FILE
 
-FILE = "provenance.json"
 SOURCE = ("commit", "dirty", "versions.cnn_jax")  # the fields that say which code ran
 
 _PACKAGES = ("cnn_jax", "jax", "jaxlib", "flax", "optax", "numpy", "orbax-checkpoint", "ml_collections")
@@ -26,7 +27,6 @@ _RECORDED_ONLY = (
     "platform",
     "environment.JAX_PLATFORMS",  # which `devices` tells
 )
-_GIT_TIMEOUT = 2.0  # seconds
 
 
 def collect(layout: dict[str, str | None] | None = None, data: str | None = None) -> dict[str, Any]:
@@ -38,7 +38,7 @@ def collect(layout: dict[str, str | None] | None = None, data: str | None = None
     """
     devices = jax.devices()
     return {
-        **_source(),
+        **revision(config_lib.ROOT, ("cnn_jax", "configs")),
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES},
         "environment": _environment(),
         "processor": runtime.processor(),
@@ -90,10 +90,8 @@ def record(workdir: Path, step: int, provenance: dict[str, Any]) -> dict[str, tu
     before = segments[-1]["provenance"] if segments else None
     if before != provenance:
         segments.append({"from_step": step, "provenance": provenance})
-    path = workdir / FILE
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(segments, indent=1) + "\n")
-    partial.replace(path)
+    with files.replacing(workdir / PROVENANCE_FILE) as file:
+        file.write(json.dumps(segments, indent=1) + "\n")
     return differences(before, provenance) if before else {}
 
 
@@ -103,37 +101,12 @@ def read(workdir: Path) -> list[dict[str, Any]]:
     Raises:
       UserError: the file is damaged.
     """
-    path = workdir / FILE
+    path = workdir / PROVENANCE_FILE
     try:
         segments = json.loads(path.read_text()) if path.exists() else []
         return [{"from_step": int(each["from_step"]), "provenance": dict(each["provenance"])} for each in segments]
     except (ValueError, TypeError, KeyError):
         raise UserError(f"{path} is damaged: restore it, or delete it to resume without what it recorded.") from None
-
-
-def _source() -> dict[str, Any]:
-    """The commit of this package, and whether tracked files of it or of the stages differ from it.
-
-    Both are None where the package is not at the top of a git checkout, or git cannot be asked.
-    """
-    unknown, git = {"commit": None, "dirty": None}, config_lib.ROOT / ".git"
-    if not git.exists():  # a folder, or in a worktree a file
-        return unknown
-    # Naming the repository keeps git from searching for one, here and in the variables that its hooks set.
-    command = ["git", "--no-optional-locks", f"--git-dir={git}", f"--work-tree={config_lib.ROOT}", "status"]
-    command += ["--porcelain=v2", "--branch", "--untracked-files=no", "--", "cnn_jax", "configs"]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
-    try:
-        done = subprocess.run(
-            command, cwd=config_lib.ROOT, env=environment, capture_output=True, text=True, timeout=_GIT_TIMEOUT
-        )
-    except (OSError, subprocess.SubprocessError):
-        return unknown
-    heads = [line for line in done.stdout.splitlines() if line.startswith("#")]
-    commits = [line.split()[-1] for line in heads if line.startswith("# branch.oid ")]
-    if done.returncode or not commits or commits[0] == "(initial)":
-        return unknown
-    return {"commit": commits[0], "dirty": len(heads) < len(done.stdout.splitlines())}
 
 
 def _version(package: str) -> str | None:

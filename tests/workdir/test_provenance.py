@@ -80,7 +80,7 @@ def test_no_failure_of_git_stops_a_run(checkout, tmp_path, monkeypatch):
     assert source() == (None, None)
     slow.write_text("#!/bin/sh\nexec /bin/sleep 5\n")
     slow.chmod(0o755)
-    monkeypatch.setattr(provenance, "_GIT_TIMEOUT", 0.05)
+    monkeypatch.setattr("cnn_jax.utils.source.GIT_TIMEOUT", 0.05)
     assert source() == (None, None)
 
 

@@ -1,0 +1,33 @@
+"""Atomic file writes."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+
+@contextlib.contextmanager
+def replacing(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
+    """Yields a file that becomes `path` when the block ends, replacing a file of that name.
+
+    It is written as `NAME.PID.partial` in the same folder, so that no reader sees half of it. Where the block or the
+    disk fails, `path` is left as it was.
+
+    Args:
+      path: the file to write; its folder must exist.
+      mode: "w" for text in UTF-8, "wb" for bytes.
+
+    Raises:
+      OSError: the file cannot be written.
+    """
+    # With the process id, because two runs may compute the same cached file at the same time.
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open(mode, encoding=None if "b" in mode else "utf-8") as file:
+            yield file
+        partial.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise

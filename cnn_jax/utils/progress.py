@@ -1,0 +1,26 @@
+"""Progress bars outside the training loop."""
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+
+
+def bar(count: ProgressColumn | None = None, shown: bool = True) -> Progress:
+    """Returns a progress bar for a `with` statement: description, bar, count and remaining time.
+
+    It is drawn on standard error, where that is a terminal, and removed at the end. Standard output is not redirected.
+
+    Args:
+      count: the column that shows the count; "completed/total" by default.
+      shown: False to draw nothing, for tasks that take a moment.
+    """
+    console = Console(stderr=True)
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        count or MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not (shown and console.is_terminal),
+        redirect_stdout=False,
+    )

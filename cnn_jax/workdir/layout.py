@@ -1,0 +1,12 @@
+"""Names of the files and folders in a workdir."""
+
+CONFIG_FILE = "config.json"  # the configuration of the run
+METRICS_FILE = "metrics.jsonl"  # one record per line: step, epoch, split and values
+TIMES_FILE = "times.json"  # seconds per part of the run
+PROVENANCE_FILE = "provenance.json"  # source, versions and hardware of the steps
+EVALUATION_FILE = "evaluation.json"  # the result of the last `cnn_jax.evaluate`
+
+CHECKPOINT_FOLDER = "checkpoints"  # one Orbax checkpoint per step
+FEATURES_FOLDER = "features"  # cached features of a frozen backbone
+PROFILE_FOLDER = "profile"  # traces of `config.profile`
+TENSORBOARD_FOLDER = "tensorboard"  # event files

@@ -1,0 +1,32 @@
+"""A file is written whole, or what was there stays."""
+
+import pytest
+
+from cnn_jax.utils import files
+
+
+@pytest.mark.parametrize("mode, content, on_disk", [("w", "ä\n", b"\xc3\xa4\n"), ("wb", b"\x00\xff", b"\x00\xff")])
+def test_a_file_is_replaced_when_the_block_ends(tmp_path, mode, content, on_disk):
+    path = tmp_path / "file"
+    path.write_bytes(b"before")
+    with files.replacing(path, mode) as file:
+        file.write(content)
+        file.flush()
+        assert path.read_bytes() == b"before"
+    assert path.read_bytes() == on_disk
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_failure_leaves_the_folder_as_it_was(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"before")
+    with pytest.raises(KeyboardInterrupt), files.replacing(path) as file:
+        file.write("half of ")
+        raise KeyboardInterrupt
+    assert path.read_bytes() == b"before"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_that_does_not_exist_is_an_error_that_names_the_reason(tmp_path):
+    with pytest.raises(FileNotFoundError), files.replacing(tmp_path / "none" / "file"):
+        pass
