@@ -126,4 +126,4 @@ def test_the_second_answer_takes_milliseconds(page, photograph):
     page.locator(".cnn-card").nth(1).wait_for()
     for note in page.locator(".cnn-card .note").all_inner_texts():
         # The network was compiled before the page asked for pictures: compiling takes most of a second.
-        assert float(re.fullmatch(r"Answered in ([\d.]+) ms\.", note)[1]) < 200
+        assert float(re.fullmatch(r"Inference took ([\d.]+) ms\.", note)[1]) < 200

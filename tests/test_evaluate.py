@@ -1,4 +1,4 @@
-"""An evaluation is of every example once, and of the very numbers that training recorded."""
+"""An evaluation counts every example once, and agrees with what training recorded."""
 
 import dataclasses
 import json
@@ -116,7 +116,7 @@ def test_names_are_matched_without_regard_to_capitals():
     assert dataset.match(labels, ("Dog", "CAT"), ("cat", "dog"), "here").tolist() == [0, 1, 0]
     assert dataset.match(labels, ("a", "A"), ("b", "A", "a"), "here").tolist() == [1, 2, 1]
     assert dataset.match(labels, ("cat", "dog", "unknown but unused"), ("cat", "dog"), "here").tolist() == [1, 0, 1]
-    with pytest.raises(UserError, match=r"here has images of bird, which the network does not know.* cat, dog"):
+    with pytest.raises(UserError, match=r"here has images of bird, which the network was not trained on.* \(cat, dog"):
         dataset.match(labels, ("cat", "bird"), ("cat", "dog"), "here")
 
 
@@ -135,7 +135,7 @@ def test_class_names_are_text(classifier, tmp_path, capsys):
     assert not (tmp_path / "learning_curves.png").exists()  # there are no records
 
 
-def test_many_classes_are_shown_as_mistakes(tmp_path, capsys):
+def test_many_classes_are_shown_as_confusions(tmp_path, capsys):
     labels = np.arange(30) % 20
     log_probs = np.log(np.eye(20)[(labels + (labels == 4)) % 20] * 0.9 + 0.005)
     result = results.describe(log_probs, labels, tuple(f"class {i}" for i in range(20)))
@@ -161,7 +161,7 @@ def test_what_is_not_finite_is_null(tmp_path):
         (["--workdir=W", "--data.name=folder"], "needs --data.dir=DIR"),
         (["--workdir=W", "--data.name=folder", "--data.dir=NOTHING"], "NOTHING is not a folder"),
         (["--workdir=W", "--data.name=folder", "--data.dir=PHOTOGRAPHS"], "has images of zebra, which"),
-        (["--workdir=W", "--report=/dev/null/x"], "Cannot make --report=/dev/null/x"),
+        (["--workdir=W", "--report=/dev/null/x"], "Cannot create --report=/dev/null/x"),
     ],
 )
 def test_one_clear_line(command, trained, photographs, arguments, says):

@@ -23,6 +23,7 @@ from PIL import ExifTags, Image, ImageOps
 from cnn_jax.errors import UserError
 
 EXTENSIONS = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+FITS = ("crop", "stretch", "pad")  # see `fit`
 STANDARD_INPUT = "-"
 MAX_PIXELS = 61_000_000  # the largest full-frame cameras; decoding takes up to 16 bytes a pixel (WebP)
 MAX_SIDE = 65_535  # as in a JPEG file; resizing from longer sides takes gigabytes for its weights

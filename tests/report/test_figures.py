@@ -1,4 +1,4 @@
-"""Every figure renders, whatever the names and the numbers; the diagram is the network that is drawn."""
+"""Every figure renders, whatever the names and numbers; the diagram shows the network."""
 
 import io
 import subprocess
@@ -121,7 +121,7 @@ def test_learning_curves_of_next_to_nothing(records):
 def test_confusion_matrix(classes):
     names = (HOSTILE * 4)[:classes]
     texts = render(figures.confusion_matrix(scores.confusion_matrix(*predictions(300, classes)), names))
-    assert "answered" in texts
+    assert {"predicted class", "true class"} <= set(texts)
     render(figures.confusion_matrix(np.zeros((classes, classes), np.int64), names))
 
 
@@ -139,7 +139,7 @@ def test_mistakes():
     worst = scores.worst_mistakes(log_probs, labels, 1)[0]
     texts = render(figures.mistakes(images, labels, log_probs, [f"c{i}" for i in range(12)], 4))
     assert f"c{log_probs[worst].argmax()} · {np.exp(log_probs[worst].max()):.0%}" in texts
-    assert sum(text.startswith("is c") for text in texts) == 4
+    assert sum(text.startswith("true: c") for text in texts) == 4
     render(figures.mistakes(images, labels, log_probs, HOSTILE))
     assert "No mistakes." in render(figures.mistakes(images, log_probs.argmax(-1), log_probs, HOSTILE))
 
@@ -155,7 +155,7 @@ def test_augmentations():
     image = np.random.RandomState(0).randint(0, 256, (16, 16, 3)).astype(np.uint8)
     augment = Augmentation.from_config(config.augment, config.data.mean, image.shape[:2])
     figure = figures.augmentations(image, augment, count=5)
-    assert "as stored" in render(figure)
+    assert "original" in render(figure)
     shown = [axes.images[0].get_array() for axes in figure.axes if axes.images]
     assert len(shown) == 6
     np.testing.assert_array_equal(shown[0], image)
