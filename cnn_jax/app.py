@@ -152,7 +152,7 @@ def load_network(workdir: str, changed: int) -> Network:
 
     Args:
       workdir: the run.
-      changed: modification time of its checkpoints; part of the cache key, so that a run that continues is loaded again.
+      changed: modification time of its checkpoints; part of the cache key, so that later checkpoints are loaded.
 
     Raises:
       UserError: see `load_classifier`.

@@ -1,4 +1,4 @@
-"""What the timing scripts share: a stage's trainer on random images, and a description of the machine."""
+"""Shared by the timing scripts: the trainer of a stage on random images, and a description of the machine."""
 
 import sys
 from pathlib import Path
@@ -15,12 +15,12 @@ runtime.prepare()  # as the commands do, before JAX is imported
 
 
 def trainer(stage: str, examples: int = 1024, **changes: Any):
-    """Returns the trainer of a stage on random images of 32x32 pixels, for as many steps as anybody wants.
+    """Returns the trainer of a stage on random images of 32x32 pixels, with a practically unlimited number of steps.
 
     Args:
-      stage: its name.
-      examples: training images.
-      **changes: keys of the configuration, with __ for the dots.
+      stage: the name of the stage.
+      examples: the number of training images.
+      **changes: keys of the configuration to change, with __ for dots.
     """
     from cnn_jax import config as config_lib
     from cnn_jax.data.splits import ArraySource, Dataset, Split
@@ -38,7 +38,7 @@ def trainer(stage: str, examples: int = 1024, **changes: Any):
 
 
 def machine() -> dict[str, Any]:
-    """Returns what a number was measured on."""
+    """Returns the provenance of a measurement."""
     from cnn_jax.workdir import provenance
 
     return provenance.collect()

@@ -117,7 +117,10 @@ def test_names_that_are_no_text_do_nothing_to_a_terminal(exported_model, photogr
         (["a.png"], "Give --workdir=DIR (a trained run) or --model=FILE (an exported one)"),
         (["--workdir=W", "--model=M", "a.png"], "not both"),
         (["--workdir=W"], "Name the images: files, folders, or -"),
-        (["--workdir=W", "https://example.org/a.png"], "https://example.org/a.png is a URL, and nothing is fetched"),
+        (
+            ["--workdir=W", "https://example.org/a.png"],
+            "https://example.org/a.png is a URL, and URLs are not supported",
+        ),
         (["--workdir=W", "E"], "There is no image in E: the names of images end in .bmp"),
         (["--workdir=W", "-", "-"], "can be read once only"),
         (["--workdir=W", "a.png"], "There is no workdir W"),

@@ -85,7 +85,7 @@ def _show_numbers(evaluation: dict[str, Any]) -> None:
         st.metric("Recall", f"{evaluation['recall']:.1%}", help="Share of the images of a class that are found.")
         st.metric("F1", f"{evaluation['f1']:.1%}", help="Harmonic mean of precision and recall.")
     st.caption(
-        f"{text.count(evaluation['examples'], 'image')}, split “{evaluation['split']}”, after step {evaluation['step']:,}. "
+        f"{text.count(evaluation['examples'], 'image')}, split “{evaluation['split']}”, step {evaluation['step']:,}. "
         "Precision, recall and F1 are averages over the classes."
     )
 

@@ -94,7 +94,7 @@ def compare_runs(runs: Mapping[str, Records]) -> Figure:
 
 
 def confusion_matrix(matrix: Int[np.ndarray, "classes classes"], class_names: Sequence[str]) -> Figure:
-    """Draws a confusion matrix, true classes in rows and predicted ones in columns, coloured by the share of the row."""
+    """Draws a confusion matrix: rows are true classes, columns predicted ones; the colour is the share of the row."""
     count, names = len(class_names), [_plain(name) for name in class_names]
     written = count <= 20
     side = min(2.6 + 0.42 * count, 9 if written else 14)
@@ -263,7 +263,7 @@ def _of_split(records: Records, split: str, measure: str) -> list[tuple[float, f
 
 
 def _per_epoch(records: Records, measure: str) -> list[tuple[float, float]]:
-    """Returns the averages of the training records per epoch; a record that spans two epochs is divided between them."""
+    """Returns the averages of the training records per epoch; a record may span two epochs and is divided."""
     train = [(r["epoch"], _value(r, measure)) for r in records if r["split"] == "train" and measure in r]
     if not train:
         return []

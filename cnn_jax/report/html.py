@@ -120,7 +120,7 @@ def _sections(
         yield Section(
             "learning_curves",
             "Learning curves",
-            "Training values are averages over each epoch, with dropout and augmentation; validation follows each epoch.",
+            "Training values are averages over each epoch, with dropout and augmentation; validation is at its end.",
             lambda: figures.learning_curves(records),
         )
     model, variables = classifier.model
