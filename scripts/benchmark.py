@@ -165,7 +165,7 @@ def race(
     """Times the contenders alternately, `images` images each; the first round, which compiles, does not count.
 
     Returns:
-      Per contender: seconds per round, median images per second, median and quartiles of the ratio to ours, peak memory.
+      Per contender: seconds per round, median images per second, ratio to ours (median, quartiles), peak memory.
     """
     steps, first = max(1, images // batch), next(iter(contenders))
     seconds = {name: [] for name in contenders}

@@ -67,8 +67,8 @@ def _load_data(settings) -> Dataset:
 def _example(dataset: Dataset, preprocess: Preprocessing) -> np.ndarray:
     if _EXAMPLE.value >= len(dataset.test):
         raise UserError(
-            f"--example is {_EXAMPLE.value}, but the test split has {text.count(len(dataset.test), 'image')}; the first "
-            "is 0."
+            f"--example is {_EXAMPLE.value}, but the test split has {text.count(len(dataset.test), 'image')}, counted "
+            "from 0."
         )
     stored = dataset.test.source.images(dataset.test.indices[[_EXAMPLE.value]])
     return np.round(np.asarray(preprocess.scale(jnp.asarray(stored)))[0] * 255).astype(np.uint8)
