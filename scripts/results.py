@@ -82,10 +82,10 @@ def collect(workdirs: list[Path]) -> list[dict]:
         config = plain(held)
         new = {"config": config, "seeds": [], "runs": [], "provenance": []}
         row = groups.setdefault(json.dumps(config, sort_keys=True), new)
-        seeds = {lane: held["seed"] + lane for lane in range(held.get("seeds", 1))}
-        seeds = {lane: seed for lane, seed in seeds.items() if seed not in row["seeds"]}
-        for lane, seed in seeds.items():
-            values = {name: each[lane] for name, each in tests[-1].get("lanes", {}).items()} or tests[-1]
+        seeds = {index: held["seed"] + index for index in range(held.get("seeds", 1))}
+        seeds = {index: seed for index, seed in seeds.items() if seed not in row["seeds"]}
+        for index, seed in seeds.items():
+            values = {name: each[index] for name, each in tests[-1].get("lanes", {}).items()} or tests[-1]
             row["seeds"].append(seed)
             row["runs"].append({name: values[name] for name in NAMES})
         if seeds:

@@ -59,7 +59,7 @@ def encoded(size=(40, 30), kind="PNG") -> bytes:
 
 
 def png_of(width: int, height: int) -> bytes:
-    """A PNG file that claims a size and holds nothing."""
+    """A PNG file with a size in its header and no pixels."""
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(b"")), (b"IEND", b"")]
     body = (struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks)
@@ -204,7 +204,7 @@ def test_too_many_pictures(page, trained):
     assert len(card_texts(opened)) == 12
 
 
-def test_the_picker(page, runs):
+def test_the_selection_box(page, runs):
     folder = runs("first", "second")
     (folder / "not a run").mkdir()
     opened = page(f"--workdir={folder / 'second'}")
@@ -283,7 +283,7 @@ def test_an_evaluation_of_another_step_calibrates_nothing(page, runs):
     "content",
     ["", "[]", "{}", "nothing", evaluation(temperature=0), evaluation(temperature="x"), evaluation(confusion_matrix=1)],
 )
-def test_a_damaged_evaluation_is_said_to_be(page, runs, content):
+def test_a_damaged_evaluation_is_reported(page, runs, content):
     workdir = runs("run") / "run"
     (workdir / "evaluation.json").write_text(content)
     opened = evaluation_tab(page, workdir)

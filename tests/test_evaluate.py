@@ -24,7 +24,7 @@ def classifier(trained):
 
 @pytest.fixture
 def workdir(trained, tmp_path):
-    """A copy, to write into."""
+    """A writable copy of the workdir."""
     return shutil.copytree(trained, tmp_path / "workdir")
 
 
@@ -32,7 +32,7 @@ def recorded(workdir, split):
     return [record for record in read_metrics(workdir) if record["split"] == split][-1]
 
 
-def test_the_command_gives_what_training_recorded(command, workdir, tmp_path):
+def test_the_command_agrees_with_training(command, workdir, tmp_path):
     done = command("evaluate", f"--workdir={workdir}", "--step=latest", f"--report={tmp_path / 'report'}")
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
@@ -144,7 +144,7 @@ def test_many_classes_are_shown_as_confusions(tmp_path, capsys):
     assert re.search(r"class 4 +class 5 +2", capsys.readouterr().out)
 
 
-def test_what_is_not_finite_is_null(tmp_path):
+def test_values_that_are_not_finite_are_null(tmp_path):
     result = results.describe(np.array([[0.0, -np.inf], [np.nan, np.nan]]), np.array([1, 0]), ("a", "b"))
     assert json.loads(results.write(result, tmp_path).read_text())["loss"] is None
 
@@ -183,7 +183,7 @@ def test_a_damaged_photograph_is_named(classifier, photographs):
         dataset.predict(classifier, scored)
 
 
-def test_only_what_was_chosen_is_decoded(classifier, photographs, tmp_path):
+def test_only_the_chosen_images_are_decoded(classifier, photographs, tmp_path):
     root = photographs(*(f"1/{i}.png" for i in range(4)))
     scored = dataset.load(classifier, None, "folder", str(root))
     Image.new("RGB", (9, 9), "red").save(root / "1" / "2.png")

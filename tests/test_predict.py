@@ -1,4 +1,4 @@
-"""What a user of `python -m cnn_jax.predict` sees."""
+"""The command `python -m cnn_jax.predict` and the predictions of many images."""
 
 import csv
 import dataclasses
@@ -98,7 +98,7 @@ def test_standard_input(exported_model, photographs, command):
     one_line(command("predict", f"--model={exported_model}", "-", stdin=subprocess.DEVNULL), "standard input: empty.")
 
 
-def test_names_that_are_no_text_do_nothing_to_a_terminal(exported_model, photographs, command):
+def test_control_characters_in_names_are_escaped(exported_model, photographs, command):
     path = photographs("1.png") / "1.png"
     for name in (b"\xff.png", b"\x1b[31mred.png", b"a\nb.png", b":cat: [bold].png"):
         shutil.copy(path, os.path.join(os.fsencode(path.parent), name))
@@ -149,7 +149,7 @@ def test_help_lists_every_flag(command):
         assert f"  --{name}: " in shown
 
 
-def test_a_reader_that_leaves_and_a_full_disk(exported_model, photographs, tmp_path):
+def test_a_closed_pipe_and_a_full_disk(exported_model, photographs, tmp_path):
     root = photographs(*(f"{i}.png" for i in range(300)), size=(32, 32))
     command = [sys.executable, "-m", "cnn_jax.predict", f"--model={exported_model}", str(root)]
     left = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)

@@ -8,7 +8,7 @@ from cnn_jax.errors import UserError
 
 @pytest.fixture
 def source():
-    """100 images of four classes, unequal in number; an image shows its own position."""
+    """100 images of four classes, unequal in number; every pixel of an image is its position."""
     labels = np.random.RandomState(0).permutation(np.repeat([0, 1, 2, 3], [40, 30, 20, 10])).astype(np.int32)
     array = np.tile(np.arange(100, dtype=np.uint8)[:, None, None, None], (1, 2, 2, 3))
     return ArraySource(("a", "b", "c", "d"), labels, array)
@@ -86,7 +86,7 @@ def test_stratified_shares_are_within_one_image(count):
     assert (np.abs(np.bincount(labels[chosen], minlength=7) - share) < 1).all()
 
 
-def test_the_draw_is_the_same_for_ever():
-    """Written down once: another draw would make recorded numbers incomparable."""
+def test_the_draw_never_changes():
+    """Recorded numbers are only comparable for the same draw."""
     chosen, _ = stratified(np.repeat([0, 1], 10).astype(np.int32), np.arange(20), 6, (0, 1))
     assert chosen.tolist() == [0, 4, 9, 13, 17, 18]

@@ -54,7 +54,7 @@ def test_paths_images_and_arrays_are_the_same(classifier, tmp_path):
 
 
 def test_arrays_that_would_be_misread_are_refused(classifier):
-    """Pixels scaled to [0, 1], grey, channels first, or one image for many: no guesses."""
+    """Pixels scaled to [0, 1], grey images, channels first, and a single image."""
     pixels = np.zeros((2, 32, 32, 3), np.uint8)
     for wrong in (pixels / 255, pixels.astype(np.float32), pixels[..., :1], pixels.transpose(0, 3, 1, 2)):
         with pytest.raises(UserError, match=r"uint8 \[height, width, 3\], RGB from 0 to 255; this one is"):
@@ -66,7 +66,7 @@ def test_arrays_that_would_be_misread_are_refused(classifier):
             classifier(single)
 
 
-def test_an_upright_photograph_whatever_the_way_in(classifier, tmp_path):
+def test_the_exif_orientation_is_applied_to_every_kind_of_input(classifier, tmp_path):
     pixels = np.random.RandomState(0).randint(0, 256, (32, 40, 3)).astype(np.uint8)
     exif = Image.Exif()
     exif[0x0112] = 6

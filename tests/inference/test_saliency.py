@@ -15,7 +15,7 @@ from cnn_jax.transforms.preprocess import Preprocessing
 
 @dataclasses.dataclass(frozen=True)
 class OnePixel:
-    """A network of which everything is known: the logit of class 1 is three times one pixel's green."""
+    """A network whose logit of class 1 is three times the green value of one pixel."""
 
     weight: float = 3.0
 

@@ -59,7 +59,7 @@ def test_the_diagram_is_the_network(name):
     )
 
 
-def test_what_is_between_the_layers_is_found():
+def test_operations_between_the_layers_are_found():
     found = diagram.layers(*initial("augment"), (32, 32))
     block = ["Conv", "ReLU", "BatchNorm", "Conv", "ReLU", "BatchNorm", "max-pool", "Dropout"]
     head = ["flatten", "Dense", "ReLU", "BatchNorm", "Dropout", "Dense"]
@@ -112,7 +112,7 @@ def test_learning_curves():
 
 
 @pytest.mark.parametrize("records", [[], [record(5, 0.5, "train", 1.0)], [record(5, 1.0, "train", None, None)]])
-def test_learning_curves_of_next_to_nothing(records):
+def test_learning_curves_of_few_records(records):
     render(figures.learning_curves(records))
     render(figures.compare_runs({"run": records, "$other$": records}))
 
@@ -162,7 +162,7 @@ def test_augmentations():
     assert any(np.abs(picture - image / 255).max() > 0.1 for picture in shown[1:])
 
 
-def test_an_address_holds_the_file():
+def test_a_data_uri_holds_the_file():
     content = figures.png(Figure(figsize=(1, 1)))
     assert figures.data_uri(content).startswith("data:image/png;base64,iVBORw0KGgo")
 
