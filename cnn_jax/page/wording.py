@@ -71,7 +71,7 @@ def percent(probability: float) -> str:
     """Returns a probability as a whole percentage, with 0 % and 100 % for exactly 0 and 1 only."""
     if 0.995 <= probability < 1:
         return "> 99 %"
-    if 0 < probability < 0.005:
+    if 0 < probability <= 0.005:
         return "< 1 %"
     return f"{100 * probability:.0f} %"
 

@@ -1,5 +1,6 @@
 """Scores equal those of scikit-learn, and calibration is that of Guo et al."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -70,9 +71,8 @@ def test_equal_scikit_learn(case):
 def test_equal_the_metrics_of_training():
     log_probs, labels = draw(300, 10)
     loss = -log_probs[np.arange(len(labels)), labels]
-    counts = Classification.single_from_model_output(
-        logits=jnp.asarray(log_probs), labels=labels, loss=loss, mask=np.ones(len(labels), bool)
-    )
+    outputs = {"logits": log_probs, "labels": labels, "loss": loss, "mask": np.ones(len(labels), bool)}
+    counts = Classification.single_from_model_output(**jax.tree.map(jnp.asarray, outputs))
     recorded = summarise(counts)
     for name in NAMES:
         assert scores.summarise(log_probs, labels)[name] == pytest.approx(float(recorded[name]), rel=1e-5), name

@@ -55,7 +55,7 @@ def test_a_failed_network_makes_no_prediction():
 
 def test_only_certainty_is_rounded_to_certainty():
     assert [wording.percent(p) for p in (0, 0.001, 0.005, 0.5, 0.994, 0.996, 1)] == [
-        "0 %", "< 1 %", "0 %", "50 %", "99 %", "> 99 %", "100 %",
+        "0 %", "< 1 %", "< 1 %", "50 %", "99 %", "> 99 %", "100 %",
     ]  # fmt: skip
 
 
