@@ -1,8 +1,8 @@
-"""The page: pictures in, answers out.
+"""Web page that classifies uploaded pictures.
 
 streamlit run cnn_jax/app.py -- --workdir=runs/batchnorm
 
-Uploads stay in memory and go when the visitor does; nothing is written to disk.
+Uploads are kept in memory until the visitor leaves; nothing is written to disk.
 """
 
 from cnn_jax import runtime
@@ -34,29 +34,29 @@ from cnn_jax.page.evaluation import read_temperature, show_evaluation
 from cnn_jax.page.pictures import Picture
 from cnn_jax.workdir.layout import CHECKPOINT_FOLDER
 
-MAX_PICTURES = 12  # at once; each takes a screen
+MAX_PICTURES = 12  # at once; each fills a screen
 BARS = 5
 
-_FITS = {"crop": "Cut out the middle", "pad": "Add black bars", "stretch": "Squeeze"}
+_FITS = {"crop": "Crop to the centre", "pad": "Add black bars", "stretch": "Stretch"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """What the page keeps of a run, for all visitors.
+    """A loaded network, shared by all visitors.
 
     Attributes:
       classifier: compiled for one image at a time.
-      see: compiled: uint8 `[1, height, width, 3]` to what the network sees, in [0, 1].
-      saliency: see `cnn_jax.inference.saliency`; it is compiled when it is first asked for.
+      scale: uint8 `[1, height, width, 3]` to the resized image in [0, 1], as the network takes it; compiled.
+      saliency: see `cnn_jax.inference.saliency`; compiled on first use.
     """
 
     classifier: Classifier
-    see: Callable[[np.ndarray], Any]
+    scale: Callable[[np.ndarray], Any]
     saliency: Callable[[np.ndarray], Any]
 
 
 def main() -> None:
-    """Draws the page; streamlit calls it anew whenever something is clicked."""
+    """Draws the page; streamlit runs it again after every interaction."""
     st.set_page_config("What is in the picture?", page_icon="🔎", layout="centered")
     _keep_uploads_in_memory()
     st.html(cards.STYLE)
@@ -65,23 +65,23 @@ def main() -> None:
         workdir = choose_run(parse_workdir(sys.argv[1:]))
         network = load_network(str(workdir), (workdir / CHECKPOINT_FOLDER).stat().st_mtime_ns)
     except UserError as error:
-        say_how_to_make_one(str(error))
+        explain_usage(str(error))
         return
     describe(network.classifier)
-    # Drawn when it is looked at: figures take seconds, answers milliseconds.
-    answers, evaluation = st.tabs(["Try it", "Evaluation"], key="tab", on_change="rerun")
-    with answers:
-        show_answers(network, read_temperature(workdir, network.classifier.step))
+    # The evaluation is drawn only when its tab is open, because figures take seconds and predictions milliseconds.
+    predictions, evaluation = st.tabs(["Try it", "Evaluation"], key="tab", on_change="rerun")
+    with predictions:
+        show_predictions(network, read_temperature(workdir, network.classifier.step))
     with evaluation:
         if evaluation.open:
             show_evaluation(workdir, network.classifier.step)
 
 
 def parse_workdir(arguments: list[str]) -> Path:
-    """Returns what stands behind `--workdir`.
+    """Returns the value of `--workdir`.
 
     Raises:
-      UserError: nothing, or something else.
+      UserError: it is missing (an empty message), or another argument is given.
     """
     parser = argparse.ArgumentParser(add_help=False, exit_on_error=False, allow_abbrev=False)
     parser.add_argument("--workdir", default="")
@@ -90,45 +90,48 @@ def parse_workdir(arguments: list[str]) -> Path:
     except argparse.ArgumentError as error:
         raise UserError(f"{error}.") from None
     if rest:
-        raise UserError(f"{rest[0]} is not known here: behind the -- stands --workdir=... and nothing else.")
+        raise UserError(f"Unexpected argument {rest[0]}; usage: streamlit run cnn_jax/app.py -- --workdir=WORKDIR")
     if not known.workdir:
         raise UserError("")
     return Path(known.workdir).expanduser().resolve()
 
 
-def say_how_to_make_one(reason: str) -> None:
-    """Explains what the page needs, to whoever started it without.
+def explain_usage(reason: str) -> None:
+    """Draws instructions for starting the page with a trained network.
 
     Args:
-      reason: what is wrong; empty where nothing was given.
+      reason: why there is no network; empty if no workdir was given.
     """
     if reason:
         st.warning(_plain(reason))
     st.markdown(
-        "This page shows pictures to a trained network and tells what it sees in them. It needs such a network. This "
-        "trains one, on handwritten digits, in a minute or two, without a download:"
+        "This page classifies pictures with a trained network. To train one on handwritten digits, in one or two "
+        "minutes and without a download:"
     )
     st.code("python -m cnn_jax.main --config=configs/quickstart.py --workdir=runs/quickstart", "bash", wrap_lines=True)
-    st.markdown("And this starts the page with it, or with any other run:")
+    st.markdown("To start the page with this or any other run:")
     st.code("streamlit run cnn_jax/app.py -- --workdir=runs/quickstart", "bash", wrap_lines=True)
-    st.caption("Several runs in one folder can be compared: the page lets you choose among them.")
+    st.caption("If the folder holds several runs, the page lets you choose one.")
 
 
 def choose_run(workdir: Path) -> Path:
-    """Returns the run to ask, and draws a picker where others lie beside it, or in it.
+    """Returns the run to use, and draws a selection box if there are several.
+
+    Args:
+      workdir: a run, whose folder may hold other runs, or a folder of runs.
 
     Raises:
-      UserError: there is none.
+      UserError: there is no run.
     """
     if not workdir.is_dir():
         raise UserError(f"There is no folder {workdir}.")
     folder = workdir.parent if is_run(workdir) else workdir
     try:
         runs = sorted(path for path in folder.iterdir() if is_run(path))
-    except OSError:  # a parent that may not be listed
+    except OSError:  # no permission to list the folder
         runs = [workdir] if is_run(workdir) else []
     if not runs:
-        raise UserError(f"{workdir} holds no trained network: there is no folder “checkpoints” in it.")
+        raise UserError(f"{workdir} holds no trained network: it has no folder “{CHECKPOINT_FOLDER}”.")
     if len(runs) == 1:
         return runs[0]
     start = runs.index(workdir) if workdir in runs else 0
@@ -136,49 +139,49 @@ def choose_run(workdir: Path) -> Path:
 
 
 def is_run(path: Path) -> bool:
-    """Whether a training run saved something there."""
+    """Returns whether a folder is the workdir of a run with checkpoints."""
     try:
         return (path / CHECKPOINT_FOLDER).is_dir()
-    except OSError:  # no right to look
+    except OSError:  # no permission
         return False
 
 
 @st.cache_resource(max_entries=4, show_spinner="Loading the network …")
 def load_network(workdir: str, changed: int) -> Network:
-    """Loads and compiles a run's best network, so that visitors wait for neither.
+    """Loads and compiles the best network of a run, so that visitors do not wait for it.
 
     Args:
       workdir: the run.
-      changed: when its checkpoints last did: a run that goes on is loaded anew.
+      changed: modification time of its checkpoints; part of the cache key, so that later checkpoints are loaded.
 
     Raises:
       UserError: see `load_classifier`.
     """
     del changed
     classifier = load_classifier(workdir)
-    see = jax.jit(classifier.preprocessing.scale)
+    scale = jax.jit(classifier.preprocessing.scale)
     blank = np.zeros((1, *classifier.input_size, 3), np.uint8)
     classifier.score(blank)
-    see(blank)
-    return Network(classifier, see, make_saliency(classifier))
+    scale(blank)
+    return Network(classifier, scale, make_saliency(classifier))
 
 
 def describe(classifier: Classifier) -> None:
-    """Says what the network knows."""
+    """Draws the list of the classes."""
     names = classifier.class_names
     shown = ", ".join(names[:12]) + (" and others" if len(names) > 12 else "")
     st.markdown(
-        f"A small neural network, trained by examples to tell {wording.count(len(names))} classes apart: "
-        f"{_plain(shown)}. It knows nothing else."
+        f"A small neural network, trained to distinguish {wording.count(len(names))} classes: {_plain(shown)}. It "
+        "cannot recognise anything else."
     )
 
 
-def show_answers(network: Network, temperature: float | None) -> None:
-    """Asks for pictures and answers each.
+def show_predictions(network: Network, temperature: float | None) -> None:
+    """Draws the inputs for pictures, and the prediction for each picture.
 
     Args:
-      network: to ask.
-      temperature: what calibrates it; None where it was not measured.
+      network: the network.
+      temperature: calibrates its probabilities; None if it has not been fitted.
     """
     uploads = st.file_uploader(
         f"Your pictures, up to {MAX_PICTURES} at once",
@@ -193,13 +196,15 @@ def show_answers(network: Network, temperature: float | None) -> None:
     mattered = st.toggle(
         "Show which pixels mattered",
         key="saliency",
-        help="Orange where the smallest change would change the answer most: the gradient of the first class's "
-        "log-probability. It shows what the answer hangs on, not whether it is right.",
+        help="Orange where a small change of a pixel changes the prediction most: the gradient of the "
+        "log-probability of the predicted class. It shows what the prediction depends on, not whether it is right.",
     )
     with st.expander("Pictures that are not square"):
-        how = st.radio("The network sees squares", list(_FITS), format_func=_FITS.get, horizontal=True, key="fit")
+        how = st.radio(
+            "The network takes square pictures", list(_FITS), format_func=_FITS.get, horizontal=True, key="fit"
+        )
     if len(uploads) > MAX_PICTURES:
-        st.warning(f"These are {len(uploads)} pictures: the first {MAX_PICTURES} are answered.")
+        st.warning(f"These are {len(uploads)} pictures; only the first {MAX_PICTURES} are classified.")
     sources = [
         (file.file_id, file.name, lambda file=file: pictures.decode_upload(file.name, file.getvalue()))
         for file in uploads[:MAX_PICTURES]
@@ -209,23 +214,23 @@ def show_answers(network: Network, temperature: float | None) -> None:
         if isinstance(picture, UserError):
             st.warning(_plain(str(picture)), icon=":material/hide_image:")
         else:
-            st.html(answer(network, picture, temperature, mattered))
+            st.html(classify(network, picture, temperature, mattered))
     if not sources:
-        st.caption("What you upload stays in this server's memory until you leave. Nothing is saved.")
+        st.caption("Uploads are kept in the memory of this server until you leave. Nothing is saved.")
 
 
 def read_pictures(
     classifier: Classifier, sources: list[tuple[str, str, Callable[[], Image.Image]]], fit: str
 ) -> list[Picture | UserError]:
-    """Reads what was not read yet: a click elsewhere on the page decodes nothing again.
+    """Returns the pictures, decoding only those that are new since the last run of the page.
 
     Args:
-      classifier: whose size the pictures get.
-      sources: of each its identity, its name, and a function that decodes it.
+      classifier: the classifier, to whose input size the pictures are fitted.
+      sources: identity, name and decoding function of each picture.
       fit: see `cnn_jax.data.images.fit`.
     """
     known = st.session_state.get("pictures", {})
-    # What is no longer on the page is forgotten.
+    # Pictures that were removed from the page are dropped.
     kept = st.session_state["pictures"] = {}
     for identity, name, decode in sources:
         key = (identity, classifier.input_size, fit)
@@ -233,49 +238,49 @@ def read_pictures(
     return list(kept.values())
 
 
-def answer(network: Network, picture: Picture, temperature: float | None, mattered: bool) -> str:
-    """Returns the card of a picture.
+def classify(network: Network, picture: Picture, temperature: float | None, saliency: bool) -> str:
+    """Returns the HTML card with the prediction for a picture.
 
     Args:
-      network: to ask.
-      picture: what about.
-      temperature: what calibrates it; None where it was not measured.
-      mattered: whether to show which pixels did.
+      network: the network.
+      picture: the picture to classify.
+      temperature: calibrates the probabilities; None if it has not been fitted.
+      saliency: whether to add the saliency map.
     """
     classifier, pixels = network.classifier, picture.pixels
     start = time.perf_counter()
     log_probabilities = classifier.score(pixels)
     milliseconds = 1000 * (time.perf_counter() - start)
     probabilities = np.exp(scores.calibrate(log_probabilities, temperature or 1.0))[0]
-    seen = np.asarray(network.see(pixels))[0]
-    height, width = seen.shape[:2]
-    views = [
+    scaled = np.asarray(network.scale(pixels))[0]
+    height, width = scaled.shape[:2]
+    shown = [
         (picture.thumbnail, picture.name, False),
-        (cards.address(_to_bytes(seen)), f"What the network sees: {width} x {height} pixels", True),
+        (cards.data_uri(_to_bytes(scaled)), f"What the network sees: {width} x {height} pixels", True),
     ]
-    if mattered:
+    if saliency:
         strength = np.asarray(network.saliency(pixels))[0]
-        views.append((cards.address(overlay(seen, strength)), "Which pixels mattered: the orange ones", True))
+        shown.append((cards.data_uri(overlay(scaled, strength)), "Which pixels mattered: the orange ones", True))
     order = np.argsort(-probabilities, kind="stable")[:BARS]
     return cards.card(
-        views,
+        shown,
         wording.judge(probabilities, classifier.class_names, temperature is not None),
         [(classifier.class_names[i], float(probabilities[i])) for i in order],
-        f"Answered in {milliseconds:.1f} ms.",
+        f"Inference took {milliseconds:.1f} ms.",
     )
 
 
-def _to_bytes(seen: np.ndarray) -> np.ndarray:
-    return np.round(np.clip(seen, 0, 1) * 255).astype(np.uint8)
+def _to_bytes(scaled: np.ndarray) -> np.ndarray:
+    return np.round(np.clip(scaled, 0, 1) * 255).astype(np.uint8)
 
 
 def _plain(text: str) -> str:
-    """Keeps names of files and classes from being read as markup."""
+    """Escapes Markdown in the names of files and classes."""
     return re.sub(r"([\\`*_{}\[\]()<>#+.!|~$:-])", r"\\\1", text)
 
 
 def _keep_uploads_in_memory() -> None:
-    """Raises the size from which the server's form parser puts an upload into a temporary file."""
+    """Raises the size above which the server's form parser writes an upload to a temporary file."""
     MultiPartParser.spool_max_size = 2 * pictures.MAX_BYTES
 
 

@@ -1,7 +1,7 @@
-"""Scores a run: python -m cnn_jax.evaluate --workdir=/tmp/bn [--split=test] [--report=DIR] [--step=best|latest|N].
+"""Evaluates a run: python -m cnn_jax.evaluate --workdir=/tmp/bn [--split=test] [--report=DIR] [--step=best|latest|N].
 
-The numbers go to the terminal and to evaluation.json in the workdir; --report=DIR adds a page with figures. On your own
-photographs, in one folder a class: --data.name=folder --data.dir=PHOTOGRAPHS.
+Prints the scores and writes them to evaluation.json in the workdir; --report=DIR adds a page with figures. To evaluate
+on your own photographs, in one folder per class: --data.name=folder --data.dir=PHOTOGRAPHS.
 """
 
 from pathlib import Path
@@ -14,14 +14,16 @@ from cnn_jax.errors import UserError
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 _STEP = cli.define_step()
 _LANE = cli.define_lane()
-_SPLIT = flags.DEFINE_enum("split", None, ["test", "validation", "train"], "Which images to score; test by default.")
-_NAME = flags.DEFINE_string("data.name", None, "Another data set; 'folder' for photographs. The run's own by default.")
-_DIR = flags.DEFINE_string("data.dir", None, "Where the data is. Where it was in training by default.")
-_REPORT = flags.DEFINE_string("report", None, "Folder for a page (index.html) and the figures in it (PNG files).")
+_SPLIT = flags.DEFINE_enum("split", None, ["test", "validation", "train"], "Split to evaluate on; test by default.")
+_NAME = flags.DEFINE_string(
+    "data.name", None, "Another data set; 'folder' for photographs. By default that of the run."
+)
+_DIR = flags.DEFINE_string("data.dir", None, "Folder of the data set. By default that of the run.")
+_REPORT = flags.DEFINE_string("report", None, "Folder for a report: index.html and its figures as PNG files.")
 
 
 def main() -> int:
-    """Scores, prints, writes; returns the exit status."""
+    """Evaluates, prints and writes the result; returns the exit status."""
     step = cli.parse_step(_STEP.value)
     from cnn_jax import inference  # after the flags are parsed: see cnn_jax/main.py
     from cnn_jax.evaluation import dataset, results
@@ -31,28 +33,28 @@ def main() -> int:
         raise UserError(f"{workdir} is a file: --workdir takes the folder of a run.")
     folder = _make_folder(_REPORT.value) if _REPORT.value else None
     classifier = inference.load_classifier(workdir, step=step, lane=_LANE.value)
-    scored = dataset.load(classifier, _SPLIT.value, _NAME.value, _DIR.value)
-    if not len(scored):
-        raise UserError(f"The {scored.split} split of {scored.name} is empty: take another --split.")
-    log_probs = dataset.predict(classifier, scored)
-    result = {"checkpoint": str(step)} | results.measure(classifier, scored, log_probs, workdir)
+    examples = dataset.load(classifier, _SPLIT.value, _NAME.value, _DIR.value)
+    if not len(examples):
+        raise UserError(f"The {examples.split} split of {examples.name} is empty: choose another --split.")
+    log_probs = dataset.predict(classifier, examples)
+    result = {"checkpoint": str(step)} | results.measure(classifier, examples, log_probs, workdir)
     results.show(result, workdir)
     written = [results.write(result, workdir)]
     if folder:
-        from cnn_jax.report import html  # matplotlib takes a second to import
+        from cnn_jax.report import html  # importing matplotlib takes a second
 
-        written.append(html.write(folder, workdir, classifier, scored, log_probs, result))
+        written.append(html.write(folder, workdir, classifier, examples, log_probs, result))
     print(f"Written: {', '.join(map(str, written))}")
     return 0
 
 
 def _make_folder(name: str) -> Path:
-    """Makes the folder of the report before anything is computed."""
+    """Creates the folder of the report, before anything is computed."""
     folder = Path(name).expanduser()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"Cannot make --report={folder}: {error.strerror}. Take another folder.") from None
+        raise UserError(f"Cannot create --report={folder}: {error.strerror}. Choose another folder.") from None
     return folder
 
 

@@ -1,9 +1,9 @@
-"""Makes one file that answers without the workdir and the network's code.
+"""Exports a single-file model that runs without the workdir and without the network's code.
 
 python -m cnn_jax.export --workdir=/tmp/bn --output=model.jaxexport [--step=best]
 python -m cnn_jax.predict --model=model.jaxexport cat.jpg
 
-JAX promises to read such a file for six months. The workdir is the archive: from it the file can be made anew.
+JAX guarantees to read such a file for six months. Keep the workdir: the model can be exported from it again.
 """
 
 from pathlib import Path
@@ -14,19 +14,19 @@ from cnn_jax import cli
 from cnn_jax.errors import UserError
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a trained run.")
-_OUTPUT = flags.DEFINE_string("output", None, "The file to write, model.jaxexport for example.")
+_OUTPUT = flags.DEFINE_string("output", None, "File to write, for example model.jaxexport.")
 _STEP = cli.define_step()
 _LANE = cli.define_lane()
 
-LARGEST_DIFFERENCE = 1e-4  # between probabilities: what rounding may do, and no wrong program stays below
+LARGEST_DIFFERENCE = 1e-4  # between probabilities: above rounding errors, below those of a wrong program
 
 
 def main() -> None:
-    """Exports, reads the file again and compares its answers with the workdir's."""
+    """Exports a model, loads the file and compares its outputs with those of the workdir."""
     step, output = cli.parse_step(_STEP.value), Path(_OUTPUT.value).expanduser()
     if output.is_dir() or not output.parent.is_dir():
         reason = "is a folder" if output.is_dir() else "is in a folder that does not exist"
-        raise UserError(f"--output={output} {reason}: name a file, {output / 'model.jaxexport'} for example.")
+        raise UserError(f"--output={output} {reason}: name a file, for example {output / 'model.jaxexport'}.")
 
     import numpy as np
 
@@ -38,11 +38,13 @@ def main() -> None:
     difference = np.abs(load_classifier(output)(images) - classifier(images)).max()
     if not difference <= LARGEST_DIFFERENCE:
         output.unlink()
-        raise UserError(f"The exported model answers otherwise, by up to {difference:.3g}: it is removed.")
+        raise UserError(
+            f"Exported outputs differ from those of the workdir by up to {difference:.3g}: the file was removed."
+        )
     print(
         f"{output}: {output.stat().st_size:,} bytes, step {classifier.step}, {len(classifier.class_names)} classes, "
-        f"jax {header['jax']}, for {' and '.join(header['platforms'])}; answers differ from the workdir's by "
-        f"{difference:.1g} at most."
+        f"jax {header['jax']}, for {' and '.join(header['platforms'])}; outputs equal to the workdir's "
+        f"(maximum difference {difference:.1g})."
     )
 
 

@@ -1,8 +1,8 @@
-"""Says what is on images: python -m cnn_jax.predict --workdir=/tmp/bn IMAGE... [--top_k=3] [--json | --csv].
+"""Classifies images: python -m cnn_jax.predict --workdir=/tmp/bn IMAGE... [--top_k=3] [--json | --csv].
 
-An IMAGE is a file, a folder with all that is in it, or - for standard input. Instead of a workdir, --model=FILE
-takes what python -m cnn_jax.export wrote. An image that cannot be read is named on standard error, the others are
-answered, and the exit status is 1.
+An IMAGE is a file, a folder (searched recursively), or - for standard input. --model=FILE takes a file written by
+python -m cnn_jax.export instead of a workdir. Images that cannot be read are named on standard error; the others are
+classified, and the exit status is 1.
 """
 
 import contextlib
@@ -26,55 +26,55 @@ from cnn_jax.errors import UserError
 from cnn_jax.utils import progress
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a trained run.")
-_MODEL = flags.DEFINE_string("model", None, "A file that python -m cnn_jax.export wrote, instead of a workdir.")
+_MODEL = flags.DEFINE_string("model", None, "File written by python -m cnn_jax.export, instead of a workdir.")
 _STEP = cli.define_step()
 _LANE = cli.define_lane()
-_TOP_K = flags.DEFINE_integer("top_k", 3, "How many classes to name, the most probable first.", lower_bound=1)
-_JSON = flags.DEFINE_bool("json", False, "One JSON object a line.")
-_CSV = flags.DEFINE_bool("csv", False, "Comma-separated values, with a header.")
-_FIT = flags.DEFINE_enum("fit", "crop", ["crop", "stretch", "pad"], "What to do with another aspect ratio.")
-_MIRROR = flags.DEFINE_bool("mirror", False, "Average over the image and its mirror image.")
+_TOP_K = flags.DEFINE_integer("top_k", 3, "Number of classes to print, the most probable first.", lower_bound=1)
+_JSON = flags.DEFINE_bool("json", False, "Print one JSON object per line.")
+_CSV = flags.DEFINE_bool("csv", False, "Print comma-separated values, with a header.")
+_FIT = flags.DEFINE_enum("fit", "crop", images.FITS, "How to fit images that are not square.")
+_MIRROR = flags.DEFINE_bool("mirror", False, "Average over each image and its mirror image.")
 
 _WIDEST_NAME = 100
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Answers all images and returns the exit status: 1 where one could not be read."""
+    """Classifies all images and returns the exit status: 1 if any cannot be read."""
     if bool(_WORKDIR.value) == bool(_MODEL.value):
-        both = "not both" if _MODEL.value else "to say which network answers"
+        both = "not both" if _MODEL.value else "to choose a network"
         raise UserError(f"Give --workdir=DIR (a trained run) or --model=FILE (an exported one), {both}.")
     if _MODEL.value and flags.FLAGS["step"].present:
-        raise UserError("--step chooses a checkpoint of a workdir; an exported model has one step only.")
+        raise UserError("--step chooses a checkpoint of a workdir; an exported model has only one step.")
     if _JSON.value and _CSV.value:
         raise UserError("Give --json or --csv, not both.")
     if _MODEL.value and not os.path.isfile(_MODEL.value):
-        raise UserError(f"There is no file {_MODEL.value}: python -m cnn_jax.export --output={_MODEL.value} makes one.")
+        raise UserError(
+            f"There is no file {_MODEL.value}: write one with python -m cnn_jax.export --output={_MODEL.value} ..."
+        )
     step, names = cli.parse_step(_STEP.value), images.find(arguments)
 
-    from cnn_jax.inference import (
-        batch,  # after the checks: a mistyped flag is reported without loading JAX
-        load_classifier,
-    )
+    # Imported after the checks, so that a mistyped flag is reported without loading JAX.
+    from cnn_jax.inference import batch, load_classifier
 
     classifier = load_classifier(_MODEL.value or _WORKDIR.value, step=step, lane=_LANE.value)
     unreadable = 0
     with _silent_libraries(), _Output(classifier.class_names, names) as output:
-        for answer in batch.stream(classifier, names, fit=_FIT.value, mirror=_MIRROR.value):
-            unreadable += bool(answer.error)
-            output.write(answer)
+        for prediction in batch.predict(classifier, names, fit=_FIT.value, mirror=_MIRROR.value):
+            unreadable += bool(prediction.error)
+            output.write(prediction)
     return 1 if unreadable else 0
 
 
 class _Output:
-    """Writes answers to standard output as they come, errors and a progress bar to standard error."""
+    """Writes predictions to standard output as they arrive, errors and a progress bar to standard error."""
 
     def __init__(self, class_names: Sequence[str], names: Sequence[str]):
         self._class_names = class_names
         self._name_width = min(max(cell_len(_printable(name)) for name in names), _WIDEST_NAME)
         self._class_width = max(cell_len(_printable(name)) for name in class_names)
         if sys.stdout is None:
-            raise UserError("Standard output is closed, and the answers go there.")
-        sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be text
+            raise UserError("Standard output is closed, and the predictions are written there.")
+        sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be valid text
         self._bar = progress.bar(shown=len(names) > 1)
         self._task = self._bar.add_task("Classifying images", total=len(names))
         # On one terminal with the bar, predictions are printed above it.
@@ -91,22 +91,22 @@ class _Output:
     def __exit__(self, *_: Any) -> None:
         self._bar.stop()
 
-    def write(self, answer: Any) -> None:
-        """Writes one answer."""
-        if answer.error:
-            self._bar.console.print(Text(f"Error: {_printable(answer.error)}"), soft_wrap=True)
+    def write(self, prediction: Any) -> None:
+        """Writes one `cnn_jax.inference.batch.Prediction`, or its error."""
+        if prediction.error:
+            self._bar.console.print(Text(f"Error: {_printable(prediction.error)}"), soft_wrap=True)
         elif _JSON.value:
-            top = [{"class": label, "probability": value} for label, value in self._best(answer.probabilities)]
-            self._line(json.dumps({"image": answer.name, "top": top}))
+            top = [{"class": label, "probability": value} for label, value in self._best(prediction.probabilities)]
+            self._line(json.dumps({"image": prediction.name, "top": top}))
         elif _CSV.value:
-            self._line(_csv([answer.name, *itertools.chain(*self._best(answer.probabilities))]))
+            self._line(_csv([prediction.name, *itertools.chain(*self._best(prediction.probabilities))]))
         else:
-            self._line(self._row(_printable(answer.name), self._best(answer.probabilities)))
+            self._line(self._row(_printable(prediction.name), self._best(prediction.probabilities)))
         self._bar.advance(self._task)
 
     def _best(self, probabilities: Any) -> list[tuple[str, float]]:
         order = probabilities.argsort(kind="stable")[::-1][: _TOP_K.value]
-        # By way of text, because a float32 as a float has nine digits that mean nothing.
+        # Through text, because float(float32) prints digits beyond its precision.
         return [(self._class_names[i], float(str(probabilities[i]))) for i in order]
 
     def _row(self, name: str, best: list[tuple[str, float]]) -> Text:
@@ -128,7 +128,7 @@ class _Output:
             raise
         except OSError as error:
             cli.discard_output()
-            raise UserError(f"The answers cannot be written ({error.strerror}).") from None
+            raise UserError(f"The predictions cannot be written ({error.strerror}).") from None
 
 
 def _csv(values: Sequence[Any]) -> str:
@@ -138,15 +138,15 @@ def _csv(values: Sequence[Any]) -> str:
 
 
 def _printable(text: str) -> str:
-    """Text on one line that does nothing to a terminal, whatever a file is called."""
+    """Returns text on one line without control characters, which could change the state of a terminal."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 @contextlib.contextmanager
 def _silent_libraries() -> Iterator[None]:
-    """Keeps file descriptor 2 for Python: libtiff writes what it thinks of a damaged file to it, past all handlers."""
+    """Silences file descriptor 2 for C libraries, not for Python: libtiff writes messages on damaged files to it."""
     python = sys.stderr
-    if python is None:  # closed by whoever started this
+    if python is None:  # it was closed before the program started
         yield
         return
     saved = os.dup(2)

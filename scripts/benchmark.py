@@ -1,13 +1,13 @@
-"""The ladder's network in cnn_jax, PyTorch and Keras, side by side on this machine: how long the same work takes.
+"""Compares the speed of the ladder's network in cnn_jax, PyTorch and Keras on this machine.
 
     python scripts/benchmark.py [--gpu] [--quick] [--kinds=train32,infer] [--also-python=PYTHON] [--output=FILE.json]
 
-Peers come with `pip install -e '.[bench]'`; those that are missing or fail are left out and named. `--also-python`
-measures cnn_jax in another interpreter too, such as one with another version of JAX; it must have cnn_jax's
-requirements. All of them first prove to be the same network: the same number of parameters, and on the same weights and
-images the same loss. Then each, in a process of its own, takes its turn (A B C A B C ...), so that whatever else the
-machine does strikes all alike. A ratio is the median over rounds of (its time / our time): above 1, ours is the faster.
-Nothing is judged.
+The peers are installed by `pip install -e '.[bench]'`; those that are missing or fail are left out and named.
+`--also-python` also measures cnn_jax in another interpreter, for example one with another version of JAX; it must have
+the requirements of cnn_jax. First, all are verified to be the same network: the same number of parameters, and the same
+loss on the same weights and images. Then they are timed alternately (A B C A B C ...), each in a process of its own, so
+that other load on the machine affects all alike. A ratio is the median over rounds of (its time / our time): above 1,
+ours is faster.
 """
 
 import argparse
@@ -37,7 +37,7 @@ from cnn_jax.workdir.layout import METRICS_FILE  # noqa: E402
 
 
 class Contender(NamedTuple):
-    """A script in `scripts/peers`, the variant that it is asked for, and the interpreter that runs it."""
+    """A script in `scripts/peers`, its `--variant`, and the interpreter that runs it."""
 
     module: str
     variant: str
@@ -45,12 +45,12 @@ class Contender(NamedTuple):
 
     @property
     def caches(self) -> bool:
-        """Whether it keeps compiled programs on disk, so that a second start is faster than the first."""
+        """Whether it caches compiled programs on disk, so that a second start is faster than the first."""
         return self.module == "ours" or "compile" in self.variant
 
 
 PEERS = HERE / "peers"
-# The first of a table is what the others are compared with.
+# The others are compared with the first.
 CPU = {"ours": Contender("ours", "")} | {
     f"PyTorch {v}": Contender("torch_cnn", v) for v in ("channels-last", "default", "channels-last-compile")
 }
@@ -66,14 +66,14 @@ PACKAGES = ("jax", "jaxlib", "flax", "torch", "keras", "tensorflow")
 
 
 class Failed(Exception):
-    """A contender's process has ended; the last line of its error."""
+    """The process of a contender has ended; the message is the last line of its error."""
 
 
 class Worker:
-    """A contender in a process of its own."""
+    """The process of a contender."""
 
     def __init__(self, contender: Contender, batch: int, steps: int, device: str, cache: str = ""):
-        """Starts it; it compiles when it is first asked to work. `cache`: a folder for what it compiles."""
+        """Starts the process, which compiles at its first command. `cache`: a folder for compiled programs."""
         script = PEERS / f"{contender.module}.py"
         options = [f"--variant={contender.variant}", f"--batch={batch}", f"--steps={steps}", f"--device={device}"]
         environment = os.environ | {"KERAS_BACKEND": keras_backend(), "TF_CPP_MIN_LOG_LEVEL": "3"}
@@ -100,26 +100,28 @@ class Worker:
         self._errors.close()
 
     def __call__(self, what: str, **arguments) -> dict:
-        """Has a command carried out and returns the answer.
+        """Sends a command to the process and returns its result.
 
         Raises:
-          Failed: it has ended instead.
+          Failed: the process has ended.
         """
         with contextlib.suppress(BrokenPipeError):
             print(json.dumps({"do": what, **arguments}), file=self._process.stdin, flush=True)
-        answer = self._process.stdout.readline()
-        if not answer:
+        result = self._process.stdout.readline()
+        if not result:
             status = self._process.wait()
             self._errors.seek(0)
             lines = [line for line in self._errors.read().decode(errors="replace").splitlines() if line.strip()]
-            named = [line for line in lines if re.match(r"[\w.]+(Error|Exception)\b", line)]  # PyTorch adds advice
+            named = [
+                line for line in lines if re.match(r"[\w.]+(Error|Exception)\b", line)
+            ]  # PyTorch prints advice after the error
             raise Failed([f"exit status {status}", *lines[-1:], *named[-1:]][-1])
-        return json.loads(answer)
+        return json.loads(result)
 
 
 @contextlib.contextmanager
 def leaving_out(name: str, failed: dict[str, str]) -> Iterator[None]:
-    """Records in `failed` why a contender fails, and leaves it out."""
+    """Context that records in `failed` why a contender fails, and prints it."""
     try:
         yield
     except Failed as error:
@@ -128,15 +130,15 @@ def leaving_out(name: str, failed: dict[str, str]) -> Iterator[None]:
 
 
 def keras_backend() -> str:
-    """Returns the backend that Keras is measured on: the user's, or TensorFlow where it is installed, or JAX."""
+    """Returns the backend of Keras: KERAS_BACKEND, or TensorFlow if it is installed, or JAX."""
     return os.environ.get("KERAS_BACKEND") or ("tensorflow" if importlib.util.find_spec("tensorflow") else "jax")
 
 
 def verify(contenders: dict[str, Contender], device: str, failed: dict[str, str]) -> dict[str, dict]:
-    """Has every contender compute the first one's losses from its weights.
+    """Compares the losses of every contender with those of the first one, from the same weights.
 
     Returns:
-      The number of parameters of each and its largest relative differences.
+      Per contender its number of parameters and its largest relative differences.
     """
     batch, found = 64, {}
     first, *others = contenders
@@ -160,10 +162,10 @@ def race(
     device: str,
     failed: dict[str, str],
 ) -> dict:
-    """Lets the contenders take turns at `images` images each; the first turn, with compilation, does not count.
+    """Times the contenders alternately, `images` images each; the first round, which compiles, does not count.
 
     Returns:
-      For each: seconds a turn, the median images a second, the median ratio to ours with quartiles, peak memory.
+      Per contender: seconds per round, median images per second, ratio to ours (median, quartiles), peak memory.
     """
     steps, first = max(1, images // batch), next(iter(contenders))
     seconds = {name: [] for name in contenders}
@@ -171,18 +173,18 @@ def race(
         workers = {n: stack.enter_context(Worker(c, batch, steps, device)) for n, c in contenders.items()}
 
         def ask(command: str) -> dict[str, dict]:
-            answers = {}
+            results = {}
             for name in list(workers):
                 with contextlib.nullcontext() if name == first else leaving_out(name, failed):
-                    answers[name] = workers[name](command)
+                    results[name] = workers[name](command)
                 if name in failed:
                     del workers[name]
-            return answers
+            return results
 
         ask(what)
         for _ in range(rounds):
-            for name, answer in ask(what).items():
-                seconds[name].append(answer["seconds"])
+            for name, result in ask(what).items():
+                seconds[name].append(result["seconds"])
         about = ask("about")
     return {
         name: {
@@ -202,9 +204,9 @@ def quartiles(values: list[float]) -> list[float]:
 
 
 def first_step(contender: Contender, device: str, cache: str) -> float:
-    """Returns the seconds from the command to the end of the first training step, at batch 32.
+    """Returns the seconds from the command to the end of the first training step, at batch size 32.
 
-    Ours is the command that users type, with everything it writes; theirs is a script that only trains.
+    Ours is the command `cnn_jax.main` with everything it writes; the peers are scripts that only train.
     """
     start = time.perf_counter()
     if contender.module != "ours":
@@ -230,7 +232,7 @@ def first_step(contender: Contender, device: str, cache: str) -> float:
 
 
 def start_up(contenders: dict[str, Contender], device: str, rounds: int, failed: dict[str, str]) -> dict[str, dict]:
-    """Returns the median seconds from command to first step, without and with what an earlier start has cached."""
+    """Returns the median seconds from command to first step, without and with the compilation cache."""
     times: dict[str, list[float]] = {}
     for _, (name, contender) in itertools.product(range(rounds), contenders.items()):
         if name in failed:
@@ -242,10 +244,10 @@ def start_up(contenders: dict[str, Contender], device: str, rounds: int, failed:
 
 
 def versions(python: str) -> dict[str, str]:
-    """Returns the version of an interpreter and of those of `PACKAGES` that it has.
+    """Returns the versions of an interpreter and of its installed `PACKAGES`.
 
     Raises:
-      Failed: it cannot be run.
+      Failed: the interpreter cannot be run.
     """
     code = f"""import json, platform
 from importlib import metadata, util
@@ -259,7 +261,7 @@ print(json.dumps({{"python": platform.python_version()}} | found))"""
 
 
 def in_interpreters(ours: dict[str, Contender], pythons: list[str]) -> dict[str, Contender]:
-    """Returns our contenders in other interpreters, named by the versions there.
+    """Returns our contenders in other interpreters, named by their versions.
 
     Raises:
       Failed: an interpreter cannot be run or has no JAX.
@@ -268,14 +270,14 @@ def in_interpreters(ours: dict[str, Contender], pythons: list[str]) -> dict[str,
     for python in pythons:
         has = versions(python)
         if "jax" not in has:
-            raise Failed(f"{python} has no JAX: install cnn_jax's requirements there")
+            raise Failed(f"{python} has no JAX: install the requirements of cnn_jax there")
         where = f"jax {has['jax']} (python {'.'.join(has['python'].split('.')[:2])})"
         found |= {f"{name}, {where}": contender._replace(python=python) for name, contender in ours.items()}
     return found
 
 
 def machine(device: str, pythons: list[str]) -> dict:
-    """Describes what was measured on."""
+    """Returns a description of the machine."""
     return {
         "processor": runtime.processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
@@ -290,7 +292,7 @@ def machine(device: str, pythons: list[str]) -> dict:
 
 
 def table(result: dict) -> str:
-    """Returns the result for people: a row a contender, a column a kind of work."""
+    """Returns the result as a table: one row per contender, one column per kind of work."""
     work, lines = result["work"], []
     names = list(dict.fromkeys(name for found in work.values() for name in found))
 
@@ -318,10 +320,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gpu", action="store_true", help="measure on the GPU rather than on the CPU")
     parser.add_argument("--quick", action="store_true", help=f"fewer rounds; --kinds={','.join(QUICK)}")
-    parser.add_argument("--kinds", help=f"what to measure: some of {','.join(KINDS)}")
-    parser.add_argument("--rounds", type=int, help="turns of each; 9, or 5 with --quick")
-    parser.add_argument("--only", default="", help="names that contain this, beside ours")
-    parser.add_argument("--also-python", action="append", default=[], help="an interpreter to measure ours in too")
+    parser.add_argument("--kinds", help=f"kinds of work to measure, from {','.join(KINDS)}")
+    parser.add_argument("--rounds", type=int, help="rounds; by default 9, or 5 with --quick")
+    parser.add_argument("--only", default="", help="measure only peers whose name contains this")
+    parser.add_argument(
+        "--also-python", action="append", default=[], help="another interpreter in which to measure cnn_jax"
+    )
     parser.add_argument("--output", type=Path, default=Path("benchmark.json"))
     options = parser.parse_args()
     kinds = options.kinds.split(",") if options.kinds else QUICK if options.quick else KINDS

@@ -1,10 +1,10 @@
 """Draws the figures of the README: python scripts/figures.py [--runs=runs/batchnorm,runs/augment] [--data.dir=DIR].
 
-The README's own: --data.dir=DIR --example=13, with CIFAR-10 in DIR.
+The figures in the README were drawn with --data.dir=DIR --example=13, with CIFAR-10 in DIR.
 
-The network of a stage, drawn from the network itself; what its augmentation makes of one image; where runs are named,
-their learning curves. They go to reports/figures (--output), as PNG files. The image is a handwritten digit, or with
---data.dir, the folder of a tfds data set, an image of the stage's own data: --example chooses which.
+Draws the network of a stage, random augmentations of one image, and the learning curves of --runs, as PNG files in
+reports/figures (--output). The image is a handwritten digit; with --data.dir, the folder of a tfds data set, it is the
+image --example of the data set of the stage.
 """
 
 from pathlib import Path
@@ -20,13 +20,17 @@ from cnn_jax.errors import UserError
 from cnn_jax.report import figures
 from cnn_jax.transforms.augment import Augmentation
 from cnn_jax.transforms.preprocess import Preprocessing
+from cnn_jax.utils import text
+from cnn_jax.workdir.layout import METRICS_FILE
 from cnn_jax.workdir.records import read_metrics
 
 _STAGE = flags.DEFINE_string("stage", "augment", "Stage whose network and augmentation are drawn: configs/STAGE.py.")
-_DIR = flags.DEFINE_string("data.dir", None, "Where the stage's data set is; none for a handwritten digit.")
-_EXAMPLE = flags.DEFINE_integer("example", 0, "Which image of the test split is augmented.", lower_bound=0)
+_DIR = flags.DEFINE_string(
+    "data.dir", None, "Folder of the data set of the stage; a handwritten digit is used by default."
+)
+_EXAMPLE = flags.DEFINE_integer("example", 0, "Index of the image in the test split that is augmented.", lower_bound=0)
 _RUNS = flags.DEFINE_list("runs", [], "Workdirs whose learning curves are drawn.")
-_OUTPUT = flags.DEFINE_string("output", "reports/figures", "Folder for the figures, made where there is none.")
+_OUTPUT = flags.DEFINE_string("output", "reports/figures", "Folder for the figures; created if missing.")
 
 
 def main() -> int:
@@ -55,7 +59,7 @@ def main() -> int:
 
 def _load_data(settings) -> Dataset:
     with settings.unlocked():
-        # Only the test split is looked at.
+        # Only the test split is used.
         settings.update({"validation": 0, "dir": _DIR.value} if _DIR.value else {"validation": 0, "name": "digits"})
     return data.load(settings)
 
@@ -63,7 +67,8 @@ def _load_data(settings) -> Dataset:
 def _example(dataset: Dataset, preprocess: Preprocessing) -> np.ndarray:
     if _EXAMPLE.value >= len(dataset.test):
         raise UserError(
-            f"--example is {_EXAMPLE.value}, but the test split has {len(dataset.test):,} images: 0 is the first."
+            f"--example is {_EXAMPLE.value}, but the test split has {text.count(len(dataset.test), 'image')}, counted "
+            "from 0."
         )
     stored = dataset.test.source.images(dataset.test.indices[[_EXAMPLE.value]])
     return np.round(np.asarray(preprocess.scale(jnp.asarray(stored)))[0] * 255).astype(np.uint8)
@@ -72,7 +77,7 @@ def _example(dataset: Dataset, preprocess: Preprocessing) -> np.ndarray:
 def _records(workdir: Path) -> list[dict]:
     records = read_metrics(workdir)
     if not records:
-        raise UserError(f"{workdir} of --runs has no metrics.jsonl: name the workdirs of runs.")
+        raise UserError(f"{workdir} of --runs has no {METRICS_FILE}: name the workdirs of runs.")
     return records
 
 
@@ -81,7 +86,7 @@ def _write(path: Path, image: bytes) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(image)
     except OSError as error:
-        raise UserError(f"Cannot write {path}: {error.strerror}. Take another --output.") from None
+        raise UserError(f"Cannot write {path}: {error.strerror}. Choose another --output.") from None
     print(path)
 
 

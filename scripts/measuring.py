@@ -1,4 +1,4 @@
-"""What the timing scripts share: a stage's experiment on random images, and a description of the machine."""
+"""Shared by the timing scripts: the experiment of a stage on random images, and a description of the machine."""
 
 import sys
 from pathlib import Path
@@ -18,8 +18,8 @@ def experiment(stage: str, examples: int = 1024, seed_layout: str | None = None,
     """Returns the experiment of a stage on random images of 32x32 pixels, with a practically unlimited number of steps.
 
     Args:
-      stage: its name.
-      examples: training images.
+      stage: the name of the stage.
+      examples: the number of training images.
       seed_layout: of a `cnn_jax.parallel.placement.Placement`; None for the fastest.
       **changes: keys of the configuration, with __ for the dots.
     """
@@ -41,7 +41,7 @@ def experiment(stage: str, examples: int = 1024, seed_layout: str | None = None,
 
 
 def machine() -> dict[str, Any]:
-    """Returns what a number was measured on."""
+    """Returns the provenance of a measurement."""
     from cnn_jax.workdir import provenance
 
     return provenance.collect()

@@ -2,8 +2,8 @@
 
     python scripts/publish_run.py WORKDIR [--name=NAME] [--allow-dirty]
 
-NAME is the workdir's unless given; a run that was published under it before is replaced. The folders of this machine
-that config.json names, which change no number, are left empty in the copy.
+NAME is the name of the workdir by default; a run published under that name is replaced. Folders of this machine in
+config.json, which do not affect the numbers, are emptied in the copy.
 """
 
 import argparse
@@ -27,8 +27,8 @@ def publish(workdir: Path, target: Path, allow_dirty: bool = False) -> None:
     """Copies `FILES` to the folder `target`.
 
     Raises:
-      UserError: the run is not finished, a file is missing, its provenance is not known from the first step on, or,
-        without `allow_dirty`, it was trained with uncommitted changes.
+      UserError: the run is not finished, a file or the provenance of its first steps is missing, or, without
+        `allow_dirty`, it was trained with uncommitted changes.
     """
     if not any(record["split"] == "test" for record in read_metrics(workdir)):
         raise UserError(f"{workdir} is not a finished run: it has no scores on the test split. Train it to the end.")
@@ -54,11 +54,11 @@ def _empty_folders(path: Path) -> None:
 
 
 def main() -> None:
-    """Publishes the run and prints where it is."""
+    """Publishes the run and prints its folder."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("workdir", type=Path)
-    parser.add_argument("--name", help="the workdir's unless given")
-    parser.add_argument("--allow-dirty", action="store_true", help="although there were uncommitted changes")
+    parser.add_argument("--name", help="name in reports/runs; that of the workdir by default")
+    parser.add_argument("--allow-dirty", action="store_true", help="publish a run trained with uncommitted changes")
     arguments = parser.parse_args()
     target = ROOT / "reports" / "runs" / (arguments.name or arguments.workdir.resolve().name)
     try:

@@ -1,9 +1,9 @@
 """Collects finished runs into a table: one row per stage, mean and 95 % confidence interval over n seeds.
 
-    python scripts/results.py runs/*/ [--output=reports/NAME.json] [--note="what it was measured on"]
+    python scripts/results.py runs/*/ [--output=reports/NAME.json] [--note="the machine"]
 
-Runs count as one row if they differ only in their seed. Nothing is measured here: the numbers are the test records of
-each run's metrics.jsonl. A row lists every commit that its runs were trained with.
+Runs that differ only in their seed form one row. The numbers are the test records in the metrics.jsonl of each run. A
+row lists every commit that its runs were trained with.
 """
 
 import argparse
@@ -25,21 +25,21 @@ from cnn_jax.workdir.records import read_metrics  # noqa: E402
 
 STAGES = ("basic", "baseline", "batchnorm", "dropout", "dropout_scheduled", "augment", "quickstart")
 STAGES += ("transfer", "transfer_lite", "transfer_finetune")
-# What may differ between a stage as it is written and as it was run, and is told beside the number.
-TOLD = ("epochs", "finetune.epochs", "data.train_examples", "data.validation", "model.weights")
+# Keys in which a run may differ from its stage; they are shown next to the numbers.
+SHOWN = ("epochs", "finetune.epochs", "data.train_examples", "data.validation", "model.weights")
 
 
 def plain(config) -> dict:
-    """Flat, as JSON would hold it, without what changes no number."""
+    """Returns a flat configuration as in JSON, without the seed and keys that do not affect numbers."""
     flat = config_lib.with_defaults(json.loads(json.dumps(config_lib.flatten(config))))
     return {key: value for key, value in flat.items() if key not in (*config_lib.FREE, "seed", "seeds")}
 
 
 def stage_of(config: dict) -> str:
-    """The name of the stage that a configuration is, but for `TOLD`."""
+    """Returns the name of the stage that a configuration equals, except for `SHOWN`; "other" if there is none."""
     for name in STAGES:
         stage = plain(config_lib.load(ROOT / "configs" / f"{name}.py"))
-        if all(config.get(key) == stage[key] for key in stage if key not in TOLD):
+        if all(config.get(key) == stage[key] for key in stage if key not in SHOWN):
             return name
     return "other"
 
@@ -48,14 +48,14 @@ def interval(values: list[float]) -> list[float] | None:
     """Returns the 95 % confidence interval of the mean by Student's t distribution; None for a single value."""
     if len(values) == 1:
         return None
-    # With the scale applied here, because SciPy's own is NaN where all values are equal.
+    # The scale is applied here, because SciPy's is NaN if all values are equal.
     low, high = stats.t.interval(0.95, len(values) - 1)
     mean, error = statistics.fmean(values), float(stats.sem(values))
     return [mean + float(low) * error, mean + float(high) * error]
 
 
 def origins(workdir: Path) -> list[dict]:
-    """Returns what a row tells of the provenance of a run; empty values for a run that recorded none."""
+    """Returns the provenance of a run as shown in a row; None values for a run without records of it."""
     found = [segment["provenance"] for segment in provenance.read(workdir)] or [{}]
     return [
         {
@@ -82,17 +82,17 @@ def collect(workdirs: list[Path]) -> list[dict]:
         config = plain(held)
         new = {"config": config, "seeds": [], "runs": [], "provenance": []}
         row = groups.setdefault(json.dumps(config, sort_keys=True), new)
-        seeds = {lane: held["seed"] + lane for lane in range(held.get("seeds", 1))}
-        seeds = {lane: seed for lane, seed in seeds.items() if seed not in row["seeds"]}
-        for lane, seed in seeds.items():
-            values = {name: each[lane] for name, each in tests[-1].get("lanes", {}).items()} or tests[-1]
+        seeds = {index: held["seed"] + index for index in range(held.get("seeds", 1))}
+        seeds = {index: seed for index, seed in seeds.items() if seed not in row["seeds"]}
+        for index, seed in seeds.items():
+            values = {name: each[index] for name, each in tests[-1].get("lanes", {}).items()} or tests[-1]
             row["seeds"].append(seed)
             row["runs"].append({name: values[name] for name in NAMES})
         if seeds:
             row["provenance"] += [each for each in origins(workdir) if each not in row["provenance"]]
     for row in groups.values():
         config = row.pop("config")
-        row |= {"stage": stage_of(config)} | {key: config[key] for key in TOLD if key in config}
+        row |= {"stage": stage_of(config)} | {key: config[key] for key in SHOWN if key in config}
         columns = {name: [run[name] for run in row["runs"]] for name in NAMES}
         row["n"] = len(row["runs"])
         row["mean"] = {name: statistics.fmean(values) for name, values in columns.items()}
@@ -102,7 +102,7 @@ def collect(workdirs: list[Path]) -> list[dict]:
 
 
 def show_commit(origin: dict) -> str:
-    """Returns the commit, marked where files differed from it; without one, the version of the package."""
+    """Returns the commit, marked if files differed from it; the version of the package if there is no commit."""
     if origin["commit"]:
         return origin["commit"][:7] + (" (dirty)" if origin["dirty"] else "")
     return origin["cnn_jax"] or "not recorded"
@@ -128,7 +128,7 @@ def table(rows: list[dict]) -> str:
 
 
 def main() -> None:
-    """Prints the table, and with --output writes the rows with the values of every seed."""
+    """Prints the table; with --output also writes the rows with the values of every seed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("workdirs", nargs="+", type=Path)
     parser.add_argument("--output", type=Path)

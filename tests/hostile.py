@@ -1,4 +1,4 @@
-"""A few hundred files that somebody might upload to see what breaks; the same ones every time."""
+"""A few hundred deterministic hostile image files."""
 
 import io
 import random
@@ -13,7 +13,7 @@ GOOD, BAD, EITHER = "good", "bad", "either"  # must be read; must be refused; ma
 
 
 def photograph(width: int = 48, height: int = 32) -> Image.Image:
-    """Something smooth, as photographs are."""
+    """A smooth image, like a photograph."""
     coarse = np.random.RandomState(0).randint(0, 256, (6, 8, 3)).astype(np.uint8)
     return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
 

@@ -1,4 +1,4 @@
-"""The page, as `streamlit.testing` runs it: what it says to good pictures, bad files, and no network at all."""
+"""The page in `streamlit.testing`: good pictures, bad files, and no network."""
 
 import io
 import json
@@ -28,7 +28,7 @@ TIMEOUT = 60
 
 @pytest.fixture
 def page(monkeypatch):
-    """Opens the page with these arguments behind the --."""
+    """Opens the page with these arguments after `--`."""
 
     def open_page(*arguments: object) -> AppTest:
         monkeypatch.setattr(sys, "argv", ["app.py", *map(str, arguments)])
@@ -59,7 +59,7 @@ def encoded(size=(40, 30), kind="PNG") -> bytes:
 
 
 def png_of(width: int, height: int) -> bytes:
-    """A PNG file that claims a size and holds nothing."""
+    """A PNG file with a size in its header and no pixels."""
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(b"")), (b"IEND", b"")]
     body = (struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks)
@@ -81,7 +81,7 @@ def show(opened: AppTest, *files: tuple[str, bytes]) -> AppTest:
     return opened
 
 
-def test_without_a_workdir_it_says_how_to_make_one(page):
+def test_without_a_workdir_it_explains_its_usage(page):
     opened = page()
     assert not opened.warning
     commands = [code.value for code in opened.code]
@@ -95,7 +95,7 @@ def test_without_a_workdir_it_says_how_to_make_one(page):
     [
         (["--workdir=/nowhere/at_all"], "There is no folder /nowhere/at_all."),
         (["--workdir"], "expected one argument"),
-        (["--workdri=x"], "--workdri=x is not known here"),
+        (["--workdri=x"], "Unexpected argument --workdri=x; usage: streamlit run cnn_jax/app.py -- --workdir=WORKDIR"),
         (["--workdir="], None),
     ],
 )
@@ -111,7 +111,7 @@ def test_a_folder_without_a_network(page, tmp_path):
     assert "There is no checkpoint in" in warnings_of(page(f"--workdir={tmp_path / 'run'}"))[0]
 
 
-def test_the_answer_is_the_classifiers(page, trained):
+def test_the_prediction_is_the_classifiers(page, trained):
     opened = show(page(f"--workdir={trained}"), ("noise.png", encoded()))
     (card,) = card_texts(opened)
     probabilities = load_classifier(trained)([Image.open(io.BytesIO(encoded()))])[0]
@@ -171,7 +171,7 @@ HOSTILE = {
 }
 
 
-def test_bad_files_are_named_and_the_good_ones_answered(page, trained):
+def test_bad_files_are_named_and_good_ones_classified(page, trained):
     files = list(HOSTILE.items())
     opened = show(page(f"--workdir={trained}"), *files[:4], ("good.png", encoded()), *files[4:])
     warnings = warnings_of(opened)
@@ -200,11 +200,11 @@ def test_cut_anywhere(page, trained):
 
 def test_too_many_pictures(page, trained):
     opened = show(page(f"--workdir={trained}"), *[(f"{i}.png", encoded()) for i in range(14)])
-    assert warnings_of(opened) == ["These are 14 pictures: the first 12 are answered."]
+    assert warnings_of(opened) == ["These are 14 pictures; only the first 12 are classified."]
     assert len(card_texts(opened)) == 12
 
 
-def test_the_picker(page, runs):
+def test_the_selection_box(page, runs):
     folder = runs("first", "second")
     (folder / "not a run").mkdir()
     opened = page(f"--workdir={folder / 'second'}")
@@ -248,7 +248,7 @@ def evaluation_tab(page, workdir) -> AppTest:
     return opened
 
 
-def test_evaluation_is_asked_for(page, runs):
+def test_the_command_for_an_evaluation_is_shown(page, runs):
     opened = evaluation_tab(page, runs("run one") / "run one")
     assert opened.code[0].value.startswith("python -m cnn_jax.evaluate --workdir='/")
     assert len(opened.image) == 1
@@ -266,14 +266,14 @@ def test_evaluation_is_shown_and_calibrates(page, runs):
     scores = classifier.score(classifier.fit([Image.open(io.BytesIO(encoded()))]))[0] / 2
     width = 100 * np.exp(scores.max()) / np.exp(scores).sum()
     assert f"width:{width:.1f}%" in card
-    assert "Of 100 answers this sure" in card
+    assert "of 100 predictions with this confidence are right" in card
 
 
 def test_an_evaluation_of_another_step_calibrates_nothing(page, runs):
     workdir = runs("run") / "run"
     (workdir / "evaluation.json").write_text(evaluation(step=12345))
     opened = evaluation_tab(page, workdir)
-    assert any("This is of step 12,345" in markdown.value for markdown in opened.markdown)
+    assert any("This evaluation is of step 12,345" in markdown.value for markdown in opened.markdown)
     assert opened.code
     assert opened.metric
     assert "has not been measured" in card_texts(show(opened, ("noise.png", encoded())))[0]
@@ -283,7 +283,7 @@ def test_an_evaluation_of_another_step_calibrates_nothing(page, runs):
     "content",
     ["", "[]", "{}", "nothing", evaluation(temperature=0), evaluation(temperature="x"), evaluation(confusion_matrix=1)],
 )
-def test_a_damaged_evaluation_is_said_to_be(page, runs, content):
+def test_a_damaged_evaluation_is_reported(page, runs, content):
     workdir = runs("run") / "run"
     (workdir / "evaluation.json").write_text(content)
     opened = evaluation_tab(page, workdir)
@@ -292,7 +292,7 @@ def test_a_damaged_evaluation_is_said_to_be(page, runs, content):
     assert card_texts(show(opened, ("noise.png", encoded())))
 
 
-def test_a_run_that_recorded_nothing(page, runs):
+def test_a_run_without_records(page, runs):
     workdir = runs("run") / "run"
     (workdir / "metrics.jsonl").unlink()
     assert not evaluation_tab(page, workdir).image
@@ -311,12 +311,12 @@ def test_nothing_is_written(page, runs):
     assert MultiPartParser.spool_max_size > pictures.MAX_BYTES
 
 
-def test_a_second_answer_is_twenty_times_as_fast_as_the_first(page, runs):
+def test_a_second_prediction_is_twenty_times_as_fast_as_the_first(page, runs):
     st.cache_resource.clear()
     start = time.perf_counter()
     opened = show(page(f"--workdir={runs('run') / 'run'}"), ("first.png", encoded()))
     first = time.perf_counter() - start
-    taken = re.search(r"Answered in ([\d.]+) ms", card_texts(show(opened, ("second.png", encoded((50, 50)))))[0])
+    taken = re.search(r"Inference took ([\d.]+) ms", card_texts(show(opened, ("second.png", encoded((50, 50)))))[0])
     assert float(taken[1]) / 1000 < first / 20
 
 

@@ -1,4 +1,4 @@
-"""The page as a visitor has it: the real server, a real browser, a real file."""
+"""The page in a real browser, with the real server and a real file."""
 
 import re
 import shutil
@@ -97,7 +97,7 @@ def photograph(tmp_path):
     return path
 
 
-def test_a_visitor_uploads_and_reads_the_answer(page, photograph, trained, tmp_path):
+def test_a_visitor_uploads_a_file_and_gets_a_prediction(page, photograph, trained, tmp_path):
     (tmp_path / "words.jpg").write_text("These are words.")
     page.locator("input[type=file]").set_input_files([photograph, tmp_path / "words.jpg"])
     card = page.locator(".cnn-card")
@@ -119,11 +119,11 @@ def test_a_visitor_uploads_and_reads_the_answer(page, photograph, trained, tmp_p
     assert card.is_visible()
 
 
-def test_the_second_answer_takes_milliseconds(page, photograph):
+def test_the_second_prediction_takes_milliseconds(page, photograph):
     page.get_by_role("button", name="Temple").click()
     page.locator(".cnn-card").wait_for()
     page.locator("input[type=file]").set_input_files(photograph)
     page.locator(".cnn-card").nth(1).wait_for()
     for note in page.locator(".cnn-card .note").all_inner_texts():
         # The network was compiled before the page asked for pictures: compiling takes most of a second.
-        assert float(re.fullmatch(r"Answered in ([\d.]+) ms\.", note)[1]) < 200
+        assert float(re.fullmatch(r"Inference took ([\d.]+) ms\.", note)[1]) < 200

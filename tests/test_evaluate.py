@@ -1,4 +1,4 @@
-"""An evaluation is of every example once, and of the very numbers that training recorded."""
+"""An evaluation counts every example once, and agrees with what training recorded."""
 
 import dataclasses
 import json
@@ -24,7 +24,7 @@ def classifier(trained):
 
 @pytest.fixture
 def workdir(trained, tmp_path):
-    """A copy, to write into."""
+    """A writable copy of the workdir."""
     return shutil.copytree(trained, tmp_path / "workdir")
 
 
@@ -32,7 +32,7 @@ def recorded(workdir, split):
     return [record for record in read_metrics(workdir) if record["split"] == split][-1]
 
 
-def test_the_command_gives_what_training_recorded(command, workdir, tmp_path):
+def test_the_command_agrees_with_training(command, workdir, tmp_path):
     done = command("evaluate", f"--workdir={workdir}", "--step=latest", f"--report={tmp_path / 'report'}")
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
@@ -116,7 +116,7 @@ def test_names_are_matched_without_regard_to_capitals():
     assert dataset.match(labels, ("Dog", "CAT"), ("cat", "dog"), "here").tolist() == [0, 1, 0]
     assert dataset.match(labels, ("a", "A"), ("b", "A", "a"), "here").tolist() == [1, 2, 1]
     assert dataset.match(labels, ("cat", "dog", "unknown but unused"), ("cat", "dog"), "here").tolist() == [1, 0, 1]
-    with pytest.raises(UserError, match=r"here has images of bird, which the network does not know.* cat, dog"):
+    with pytest.raises(UserError, match=r"here has images of bird, which the network was not trained on.* \(cat, dog"):
         dataset.match(labels, ("cat", "bird"), ("cat", "dog"), "here")
 
 
@@ -135,7 +135,7 @@ def test_class_names_are_text(classifier, tmp_path, capsys):
     assert not (tmp_path / "learning_curves.png").exists()  # there are no records
 
 
-def test_many_classes_are_shown_as_mistakes(tmp_path, capsys):
+def test_many_classes_are_shown_as_confusions(tmp_path, capsys):
     labels = np.arange(30) % 20
     log_probs = np.log(np.eye(20)[(labels + (labels == 4)) % 20] * 0.9 + 0.005)
     result = results.describe(log_probs, labels, tuple(f"class {i}" for i in range(20)))
@@ -144,7 +144,7 @@ def test_many_classes_are_shown_as_mistakes(tmp_path, capsys):
     assert re.search(r"class 4 +class 5 +2", capsys.readouterr().out)
 
 
-def test_what_is_not_finite_is_null(tmp_path):
+def test_values_that_are_not_finite_are_null(tmp_path):
     result = results.describe(np.array([[0.0, -np.inf], [np.nan, np.nan]]), np.array([1, 0]), ("a", "b"))
     assert json.loads(results.write(result, tmp_path).read_text())["loss"] is None
 
@@ -161,7 +161,7 @@ def test_what_is_not_finite_is_null(tmp_path):
         (["--workdir=W", "--data.name=folder"], "needs --data.dir=DIR"),
         (["--workdir=W", "--data.name=folder", "--data.dir=NOTHING"], "NOTHING is not a folder"),
         (["--workdir=W", "--data.name=folder", "--data.dir=PHOTOGRAPHS"], "has images of zebra, which"),
-        (["--workdir=W", "--report=/dev/null/x"], "Cannot make --report=/dev/null/x"),
+        (["--workdir=W", "--report=/dev/null/x"], "Cannot create --report=/dev/null/x"),
     ],
 )
 def test_one_clear_line(command, trained, photographs, arguments, says):
@@ -183,7 +183,7 @@ def test_a_damaged_photograph_is_named(classifier, photographs):
         dataset.predict(classifier, scored)
 
 
-def test_only_what_was_chosen_is_decoded(classifier, photographs, tmp_path):
+def test_only_the_chosen_images_are_decoded(classifier, photographs, tmp_path):
     root = photographs(*(f"1/{i}.png" for i in range(4)))
     scored = dataset.load(classifier, None, "folder", str(root))
     Image.new("RGB", (9, 9), "red").save(root / "1" / "2.png")

@@ -1,4 +1,4 @@
-"""One exported file gives the workdir's answers; a file that cannot says why in one line."""
+"""An exported file has the outputs of its workdir; a file that cannot be read is one clear line."""
 
 import hashlib
 import json
@@ -22,7 +22,7 @@ def classifier(trained):
 
 @pytest.fixture(scope="module")
 def made(trained, tmp_path_factory):
-    """What the command wrote, and what it printed."""
+    """The exported file, and the finished command."""
     path = tmp_path_factory.mktemp("export") / "model.jaxexport"
     arguments = [f"--workdir={trained}", f"--output={path}", "--step=latest"]
     done = subprocess.run(
@@ -33,7 +33,7 @@ def made(trained, tmp_path_factory):
 
 @pytest.fixture
 def copy(made, tmp_path):
-    """Writes bytes made from those of the exported file."""
+    """Writes a changed copy of the exported file."""
 
     def write(change):
         path = tmp_path / "changed.jaxexport"
@@ -44,39 +44,40 @@ def copy(made, tmp_path):
 
 
 def with_header(content, **values):
-    """The file with another header, and the checksum that belongs to it."""
+    """The file with a changed header and its valid checksum."""
     magic, _, line, payload = content.split(b"\n", 3)
     header = json.loads(line) | values
     line = json.dumps({key: value for key, value in header.items() if value is not None}).encode()
     return b"\n".join([magic, hashlib.sha256(line).hexdigest().encode(), line, payload])
 
 
-def test_the_command_says_what_it_made(made, trained):
+def test_the_command_describes_the_file(made, trained):
     path, done = made
     assert done.stderr == ""
     assert done.stdout.startswith(f"{path}: {path.stat().st_size:,} bytes, step ")
+    assert "outputs equal to the workdir's (maximum difference " in done.stdout
     assert "10 classes" in done.stdout and "cpu and cuda" in done.stdout
     assert os.listdir(path.parent) == [path.name]
 
 
 @pytest.mark.parametrize("count", [0, 1, 3, 17, 129])
 @pytest.mark.parametrize("size", [(32, 32), (20, 45)])
-def test_answers_are_the_workdirs(classifier, made, count, size):
+def test_outputs_are_those_of_the_workdir(classifier, made, count, size):
     images = np.random.RandomState(0).randint(0, 256, (count, *size, 3)).astype(np.uint8)
-    answers = load_classifier(made[0])(images)
-    assert answers.shape == (count, 10) and answers.dtype == np.float32
-    np.testing.assert_allclose(answers, classifier(images), rtol=1e-6, atol=1e-7)
+    outputs = load_classifier(made[0])(images)
+    assert outputs.shape == (count, 10) and outputs.dtype == np.float32
+    np.testing.assert_allclose(outputs, classifier(images), rtol=1e-6, atol=1e-7)
 
 
 def test_any_number_of_images_at_once(classifier, made):
-    """The batch is symbolic: sizes that the classifier never pads to, too."""
+    """The batch size is symbolic, so sizes other than those of the classifier work too."""
     images = np.random.RandomState(0).randint(0, 256, (5, 32, 32, 3)).astype(np.uint8)
     direct = load_classifier(made[0]).log_probabilities(images)
     assert direct.shape == (5, 10) and direct.dtype == np.float32
     np.testing.assert_allclose(direct, classifier.log_probabilities(images), rtol=1e-5, atol=1e-6)
 
 
-def test_what_the_file_says_of_itself(classifier, made):
+def test_the_header(classifier, made):
     magic, checksum, line, payload = made[0].read_bytes().split(b"\n", 3)
     header = json.loads(line)
     assert magic == b"cnn_jax export"
@@ -93,7 +94,7 @@ def test_what_the_file_says_of_itself(classifier, made):
 def test_truncated_anywhere(made, copy):
     length = len(made[0].read_bytes())
     for cut in [0, 1, 14, 15, 16, 60, 79, 80, 81, 500, length // 2, length - 1]:
-        with pytest.raises(UserError, match=r"is damaged|is cut short|is not an exported model") as raised:
+        with pytest.raises(UserError, match=r"is damaged|is truncated|is not an exported model") as raised:
             artifact.read(copy(lambda content, cut=cut: content[:cut]))
         assert "\n" not in str(raised.value)
 
@@ -125,7 +126,7 @@ def test_flipped_bits_anywhere(made, copy):
         (lambda content: with_header(content, step=None, jax=None), "lacks jax, step"),
         (lambda content: with_header(content, platforms=["tpu"]), "runs on tpu, and JAX uses cpu here"),
         (lambda content: b"PK\3\4" + content, "is not an exported model"),
-        (lambda content: b"cnn_jax export\n" + b"0" * 64 + b"\n" + content, "header is not what was written"),
+        (lambda content: b"cnn_jax export\n" + b"0" * 64 + b"\n" + content, "checksum of its header differs"),
     ],
 )
 def test_other_files(copy, change, says):
@@ -134,7 +135,7 @@ def test_other_files(copy, change, says):
 
 
 def test_a_program_that_this_jax_cannot_read_names_both_versions(copy):
-    """What a newer JAX serialized carries a checksum that is right, and fails in JAX."""
+    """A file of a newer JAX has a valid checksum and cannot be deserialized."""
     program = b"what jax 99 writes"
 
     def change(content):
@@ -166,7 +167,7 @@ def test_one_clear_line(command, trained, tmp_path, arguments, says):
     assert os.listdir(tmp_path) == []
 
 
-def test_a_file_that_is_there_stays_when_the_disk_is_full(classifier, made, tmp_path, monkeypatch):
+def test_an_existing_file_survives_a_full_disk(classifier, made, tmp_path, monkeypatch):
     path = tmp_path / "model"
     path.write_bytes(b"the one before")
     monkeypatch.setattr(

@@ -1,4 +1,4 @@
-"""Hostile files: one line each, no traceback, no wrong count, bounded memory, and never wrong pixels in silence."""
+"""Hostile files: one line per error, no traceback, right counts, bounded memory, no wrong pixels."""
 
 import contextlib
 import json
@@ -36,7 +36,7 @@ def test_each_is_read_or_refused_in_one_line(files):
 
 
 def test_cut_short_anywhere_is_refused_or_harmless():
-    """What is read from part of a file is what is read from all of it."""
+    """If a truncated file is decoded at all, its pixels are those of the whole file."""
     for suffix, content in hostile.originals().items():
         whole = np.asarray(images.decode(content))
         for cut in range(0, len(content), 1 if len(content) < 1500 else 7):
@@ -48,7 +48,7 @@ def test_cut_short_anywhere_is_refused_or_harmless():
 
 
 def test_a_flipped_bit_of_a_png_is_noticed():
-    """Of the formats that photographs come in, PNG carries checksums."""
+    """PNG has checksums; other formats for photographs have none."""
     content, noise = hostile.originals()["png"], random.Random(0)
     whole = np.asarray(images.decode(content))
     for _ in range(150):
@@ -63,7 +63,7 @@ def test_a_flipped_bit_of_a_png_is_noticed():
 
 @pytest.mark.parametrize("kind", ["jpeg", "png", "webp"])
 def test_broken_exif_leaves_the_pixels(kind):
-    """Whatever the EXIF says, a good picture is read, in one of the eight orientations."""
+    """An intact image with broken EXIF is decoded, in one of the eight orientations."""
     exif = Image.Exif()
     exif[0x0112], exif[0x010F], exif[0x011A] = 6, "Maker", 2.5
     options = {"lossless": True} if kind == "webp" else {}
@@ -82,8 +82,8 @@ def test_broken_exif_leaves_the_pixels(kind):
         assert images.decode(bytes(fuzzed)).tobytes() in allowed
 
 
-def test_large_images_wait_for_one_another(monkeypatch):
-    """However many threads decode, together they hold no more than one image may have."""
+def test_the_pixels_decoded_at_once_are_limited(monkeypatch):
+    """All threads together decode at most the pixels of the largest allowed image."""
     content = hostile.encode(hostile.photograph(100, 80), "png")
     monkeypatch.setattr(images, "MAX_PIXELS", 20_000)
     held, most, lock = 0, 0, threading.Lock()
@@ -120,7 +120,7 @@ def test_threads_leave_the_warnings_as_they_were(files):
 
 
 def test_a_folder_of_them_on_the_command_line(files, exported_model, command, tmp_path):
-    """Every file is counted once, in its order, and memory stays within 1 GB of what one photograph takes."""
+    """Every file is reported once, in order, and the memory stays within 1 GB of that for one photograph."""
     folder = tmp_path / "hostile"
     folder.mkdir()
     for name, content, _ in files:

@@ -1,4 +1,4 @@
-"""What a user of `python -m cnn_jax.predict` sees."""
+"""The command `python -m cnn_jax.predict` and the predictions of many images."""
 
 import csv
 import dataclasses
@@ -98,7 +98,7 @@ def test_standard_input(exported_model, photographs, command):
     one_line(command("predict", f"--model={exported_model}", "-", stdin=subprocess.DEVNULL), "standard input: empty.")
 
 
-def test_names_that_are_no_text_do_nothing_to_a_terminal(exported_model, photographs, command):
+def test_control_characters_in_names_are_escaped(exported_model, photographs, command):
     path = photographs("1.png") / "1.png"
     for name in (b"\xff.png", b"\x1b[31mred.png", b"a\nb.png", b":cat: [bold].png"):
         shutil.copy(path, os.path.join(os.fsencode(path.parent), name))
@@ -117,13 +117,16 @@ def test_names_that_are_no_text_do_nothing_to_a_terminal(exported_model, photogr
         (["a.png"], "Give --workdir=DIR (a trained run) or --model=FILE (an exported one)"),
         (["--workdir=W", "--model=M", "a.png"], "not both"),
         (["--workdir=W"], "Name the images: files, folders, or -"),
-        (["--workdir=W", "https://example.org/a.png"], "https://example.org/a.png is a URL, and nothing is fetched"),
+        (
+            ["--workdir=W", "https://example.org/a.png"],
+            "https://example.org/a.png is a URL, and URLs are not supported",
+        ),
         (["--workdir=W", "E"], "There is no image in E: the names of images end in .bmp"),
         (["--workdir=W", "-", "-"], "can be read once only"),
         (["--workdir=W", "a.png"], "There is no workdir W"),
         (["--workdir=W", "a.png", "--step=x"], "--step is 'x'; it must be best, latest, or the number"),
-        (["--model=M", "a.png", "--step=3"], "an exported model has one step only"),
-        (["--model=M", "a.png"], "There is no file M: python -m cnn_jax.export --output=M makes one"),
+        (["--model=M", "a.png", "--step=3"], "an exported model has only one step"),
+        (["--model=M", "a.png"], "There is no file M: write one with python -m cnn_jax.export --output=M ..."),
         (["--workdir=W", "a.png", "--top_k=0"], "--top_k=0"),
         (["--workdir=W", "a.png", "--fit=tile"], "<crop|stretch|pad>"),
         (["--workdir=W", "a.png", "--json", "--csv"], "Give --json or --csv, not both"),
@@ -146,7 +149,7 @@ def test_help_lists_every_flag(command):
         assert f"  --{name}: " in shown
 
 
-def test_a_reader_that_leaves_and_a_full_disk(exported_model, photographs, tmp_path):
+def test_a_closed_pipe_and_a_full_disk(exported_model, photographs, tmp_path):
     root = photographs(*(f"{i}.png" for i in range(300)), size=(32, 32))
     command = [sys.executable, "-m", "cnn_jax.predict", f"--model={exported_model}", str(root)]
     left = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -156,16 +159,19 @@ def test_a_reader_that_leaves_and_a_full_disk(exported_model, photographs, tmp_p
     left.stderr.close()
     with open("/dev/full", "w") as full:
         done = subprocess.run(command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True)
-    assert (done.returncode, done.stderr) == (1, "Error: The answers cannot be written (No space left on device).\n")
+    assert (done.returncode, done.stderr) == (
+        1,
+        "Error: The predictions cannot be written (No space left on device).\n",
+    )
 
 
-def test_the_bar_is_on_the_terminal_and_the_answers_in_the_file(exported_model, photographs, tmp_path):
+def test_the_bar_is_on_the_terminal_and_the_predictions_in_the_file(exported_model, photographs, tmp_path):
     root = photographs("1.png", "2.png")
     (root / "0.png").write_text("not an image")
     terminal, end = pty.openpty()
     command = [sys.executable, "-m", "cnn_jax.predict", f"--model={exported_model}", str(root)]
     environment = os.environ | {"TERM": "xterm", "COLUMNS": "300"}
-    with (tmp_path / "answers").open("w") as file:
+    with (tmp_path / "predictions").open("w") as file:
         process = subprocess.Popen(command, cwd=ROOT, stdin=end, stdout=file, stderr=end, env=environment)
     os.close(end)
     shown = b""
@@ -174,9 +180,9 @@ def test_the_bar_is_on_the_terminal_and_the_answers_in_the_file(exported_model, 
     os.close(terminal)
     assert process.wait() == 1
     assert b"3/3" in shown and b"Error: " in shown and b"0.png: not an image" in shown
-    lines = (tmp_path / "answers").read_text().splitlines()
+    lines = (tmp_path / "predictions").read_text().splitlines()
     assert [line.split()[0] for line in lines] == [f"{root}/1.png", f"{root}/2.png"]
-    assert b"\x1b" not in (tmp_path / "answers").read_bytes()
+    assert b"\x1b" not in (tmp_path / "predictions").read_bytes()
 
 
 def _read(terminal):
@@ -186,7 +192,7 @@ def _read(terminal):
         return b""
 
 
-def test_a_stream_keeps_order_and_reads_a_bounded_number_ahead(counting, tmp_path, monkeypatch):
+def test_predictions_keep_the_order_and_decode_a_bounded_number_ahead(counting, tmp_path, monkeypatch):
     files = []
     for i in range(256):
         files.append(str(tmp_path / f"{i}.png"))
@@ -199,31 +205,31 @@ def test_a_stream_keeps_order_and_reads_a_bounded_number_ahead(counting, tmp_pat
             taken += 1
             yield files[i % 256] if i % 100 else str(tmp_path / "none.png")
 
-    for i, answer in enumerate(batch.stream(counting, names())):
+    for i, prediction in enumerate(batch.predict(counting, names())):
         assert taken <= i + batch.BATCH_SIZES[-1] + batch._AHEAD
         if i % 100:
-            assert answer.probabilities[0] == pytest.approx(i % 256 / 256 + 1e-3, abs=1e-5)
+            assert prediction.probabilities[0] == pytest.approx(i % 256 / 256 + 1e-3, abs=1e-5)
         else:
-            assert answer.probabilities is None and answer.error.endswith("none.png: no such file.")
+            assert prediction.probabilities is None and prediction.error.endswith("none.png: no such file.")
     assert i == 1999
     assert threading.active_count() < 50
 
 
-def test_a_stream_that_is_left_ends_its_threads(counting, photographs):
+def test_an_abandoned_iterator_ends_its_threads(counting, photographs):
     path = str(photographs("1.png") / "1.png")
     before = threading.active_count()
-    stream = batch.stream(counting, [path] * 1000)
-    next(stream)
-    stream.close()
+    predictions = batch.predict(counting, [path] * 1000)
+    next(predictions)
+    predictions.close()
     assert threading.active_count() == before
 
 
-def test_no_numbers_are_no_answer(counting, photographs):
+def test_nan_is_an_error(counting, photographs):
     broken = dataclasses.replace(
         counting, log_probabilities=lambda pixels: np.full((len(pixels), 2), np.nan, np.float32)
     )
-    with pytest.raises(UserError, match=r"are not finite\. Take another --step"):
-        list(batch.stream(broken, [str(photographs("1.png") / "1.png")]))
+    with pytest.raises(UserError, match=r"are not finite\. Choose another --step"):
+        list(batch.predict(broken, [str(photographs("1.png") / "1.png")]))
 
 
 def test_a_folder_that_cannot_be_read(tmp_path, monkeypatch):

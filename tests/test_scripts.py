@@ -1,4 +1,4 @@
-"""The tables of the README come from these."""
+"""The scripts that make the tables of the README."""
 
 import json
 import re
@@ -19,7 +19,7 @@ from cnn_jax.workdir import provenance
 
 
 def origin(commit="a" * 40, dirty=False):
-    """A provenance, as far as scripts read it."""
+    """The part of a provenance that scripts read."""
     return {
         "commit": commit,
         "dirty": dirty,
@@ -29,7 +29,7 @@ def origin(commit="a" * 40, dirty=False):
 
 
 def make_run(folder, name, seed, accuracy, lanes=None, origins=None, **changes):
-    """A finished run of a stage, as far as scripts read it, with a segment of provenance per origin."""
+    """The part of a finished run that scripts read, with a segment of provenance per origin."""
     workdir = folder / f"{name}_{seed}"
     workdir.mkdir()
     config = stage(name)
@@ -47,13 +47,13 @@ def make_run(folder, name, seed, accuracy, lanes=None, origins=None, **changes):
 
 
 def rows_of(folder, *runs):
-    """What results.py prints of these runs, and the rows that it writes."""
+    """The finished results.py for these runs, and the rows that it wrote."""
     command = [sys.executable, "scripts/results.py", *map(str, runs), f"--output={folder / 'rows.json'}"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     return done, json.loads((folder / "rows.json").read_text())["rows"]
 
 
-def test_results_average_over_seeds_and_over_nothing_else(tmp_path):
+def test_results_average_over_seeds_only(tmp_path):
     runs = [make_run(tmp_path, "augment", seed, 0.5 + 0.1 * seed, epochs=10) for seed in (0, 1, 2)]
     runs += [make_run(tmp_path, "basic", 0, 0.3), make_run(tmp_path, "baseline", 0, 0.4, batch_size=64)]
     runs.append(tmp_path / "unfinished")
@@ -78,7 +78,7 @@ def test_results_average_over_seeds_and_over_nothing_else(tmp_path):
     assert [run["accuracy"] for run in rows[0]["runs"]] == pytest.approx([0.5, 0.6, 0.7])
 
 
-def test_a_run_of_several_seeds_counts_as_so_many(tmp_path):
+def test_a_multi_seed_run_counts_as_several_runs(tmp_path):
     several = make_run(tmp_path, "augment", 0, 0.6, lanes=[0.5, 0.7], seeds=2)
     alone = make_run(tmp_path, "augment", 2, 0.9)
     random = make_run(tmp_path, "transfer_lite", 0, 0.2, **{"model.weights": "random"})
@@ -191,7 +191,7 @@ def test_a_convolution_as_patches_is_the_convolution(monkeypatch):
 
 @pytest.fixture
 def peers(tmp_path, monkeypatch):
-    """The benchmark, whose contenders are now: `good`, and `bad`, which dies when it is first asked to infer."""
+    """The benchmark with the contenders `good`, `slow`, and `bad`, which fails at inference."""
     monkeypatch.syspath_prepend(ROOT / "scripts")
     import benchmark
 

@@ -1,4 +1,4 @@
-"""Preparing CIFAR-10 for tfds without TensorFlow."""
+"""Preparation of CIFAR-10 for tfds without TensorFlow."""
 
 import io
 import tarfile
@@ -19,17 +19,17 @@ ARCHIVE = URL.rsplit("/", 1)[-1]
 
 
 class Cifar10(cifar.Cifar10, skip_registration=True):
-    """tfds' CIFAR-10: the same name, version, features, keys and so the same order of examples.
+    """The builder of tfds for CIFAR-10 without TensorFlow: same name, version, features, keys and order of examples.
 
-    It differs in how it gets there. tfds extracts the archive and encodes arrays with TensorFlow; this reads the
-    archive with `tarfile` and hands over PNG files, which tfds stores as they are. PNG is lossless.
+    The builder of tfds extracts the archive and encodes arrays with TensorFlow. This one reads the archive with
+    `tarfile` and yields encoded PNG files, which are lossless and stored unchanged.
     """
 
     name = "cifar10"
     archive: Path
 
     def _split_generators(self, dl_manager):
-        del dl_manager  # it would extract the archive, with TensorFlow
+        del dl_manager  # it would extract the archive with TensorFlow
         info = self._cifar_info
         with tarfile.open(self.archive) as archive:
             text = archive.extractfile(info.prefix + info.label_files[0]).read().decode()
@@ -54,14 +54,14 @@ class Cifar10(cifar.Cifar10, skip_registration=True):
 
 
 def prepare(directory: str | None) -> tfds.core.DatasetBuilder:
-    """Downloads CIFAR-10, unless its archive is there already, and prepares it as array_record.
+    """Downloads CIFAR-10, unless its archive exists, and prepares it as array_record.
 
     Args:
-      directory: tfds' data directory; None for tfds' own choice. An archive is looked for there and in
-        `downloads/manual`, where tfds keeps what users fetched themselves.
+      directory: the data directory of tfds; None for its default. An existing archive is found there, in `downloads`
+        and in `downloads/manual`, the folder of tfds for manual downloads.
 
     Raises:
-      UserError: no network, a wrong checksum, or a directory that cannot be written.
+      UserError: the network fails, a checksum differs, or the directory is not writable.
     """
     builder = Cifar10(data_dir=directory, file_format="array_record")
     root = Path(builder.data_path).parents[1]
@@ -75,7 +75,7 @@ def prepare(directory: str | None) -> tfds.core.DatasetBuilder:
             places[-1],
             SHA256,
             f"CIFAR-10 is not prepared in {root}: put {ARCHIVE} there, or point --config.data.dir (or TFDS_DATA_DIR) "
-            "at a folder that has it, or train on --config.data.name=digits, which needs no network.",
+            "at a folder that holds it, or train on --config.data.name=digits, which needs no network.",
         )
         config = tfds.download.DownloadConfig(try_download_gcs=False)
         builder.download_and_prepare(download_config=config)

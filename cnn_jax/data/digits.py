@@ -1,4 +1,4 @@
-"""The embedded data set: scikit-learn's 1,797 handwritten digits, which need no network."""
+"""The embedded data set: the 1,797 handwritten digits of scikit-learn, without a download."""
 
 import importlib.util
 from pathlib import Path
@@ -12,7 +12,7 @@ SIZE = 32
 
 
 def load() -> tuple[ArraySource, None]:
-    """Returns the digits as RGB images of 32x32 pixels; there is no test split of their own.
+    """Returns the digits as RGB images of 32x32 pixels, and None, because there is no test split.
 
     Source: E. Alpaydin and C. Kaynak 1998, Optical Recognition of Handwritten Digits, UCI Machine Learning Repository;
     8x8 pixels with values from 0 to 16, enlarged here by bicubic interpolation.
@@ -25,9 +25,9 @@ def load() -> tuple[ArraySource, None]:
 
 
 def _table() -> tuple[np.ndarray, np.ndarray]:
-    """Returns what `sklearn.datasets.load_digits` does, data and target, from its file where that is in its place.
+    """Returns data and target of `sklearn.datasets.load_digits`, read from its file if it is found.
 
-    Importing scikit-learn takes a second, a quarter of the time from the command to the first step.
+    Importing scikit-learn would take a second, a quarter of the time from the command to the first step.
     """
     for folder in importlib.util.find_spec("sklearn").submodule_search_locations:
         file = Path(folder, "datasets", "data", "digits.csv.gz")

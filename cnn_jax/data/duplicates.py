@@ -1,4 +1,4 @@
-"""Images that a data set holds more than once: a score on an image that was trained on is too good."""
+"""Detection of images that occur more than once: test images that were trained on make a score too high."""
 
 import hashlib
 from collections import defaultdict
@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from cnn_jax.data.splits import Split
+from cnn_jax.utils import text
 
 _KIND = {"train": "training", "validation": "validation", "test": "test"}
 
@@ -15,19 +16,19 @@ class Duplicates:
     """Finds images that are equal, pixel by pixel, to an image of the same or of an earlier split."""
 
     def __init__(self):
-        """Begins with no split."""
+        """Starts without splits."""
         self._splits: dict[str, Split] = {}
-        self._first: dict[bytes, tuple[str, int]] = {}  # digest -> where an image was first seen: split, position
+        self._first: dict[bytes, tuple[str, int]] = {}  # digest -> split and position of the first occurrence
 
     def add(self, name: str, split: Split, images: UInt8[np.ndarray, "n height width 3"]) -> list[str]:
-        """Adds a split and describes the duplicates in it: one line per split that holds the other image.
+        """Adds a split and returns a description of its duplicates: one line per split that holds the other image.
 
         60,000 images of 32x32 pixels take a quarter of a second.
 
         Args:
-          name: "train", "validation" or "test"; each once.
-          split: where the images come from.
-          images: all of them, decoded.
+          name: "train", "validation" or "test"; each at most once.
+          split: the split.
+          images: all its images, decoded.
         """
         self._splits[name] = split
         found: dict[str, list[tuple[int, int]]] = defaultdict(list)
@@ -42,7 +43,7 @@ class Duplicates:
 
     def _describe(self, name: str, earlier: str, pairs: list[tuple[int, int]]) -> str:
         count, (position, first) = len(pairs), pairs[0]
-        line = f"{count:,} {_KIND[name]} image{'s' if count > 1 else ''} "
+        line = f"{text.count(count, f'{_KIND[name]} image')} "
         if earlier == name:
             line += "repeat an earlier one" if count > 1 else "repeats an earlier one"
         else:

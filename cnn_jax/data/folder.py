@@ -1,4 +1,4 @@
-"""A folder of photographs: `DIR/train/CLASS/*` and `DIR/test/CLASS/*`, or `DIR/CLASS/*` and a seeded split."""
+"""Folders of photographs: `DIR/train/CLASS/*` and `DIR/test/CLASS/*`, or `DIR/CLASS/*` with a seeded split."""
 
 from pathlib import Path
 
@@ -12,17 +12,20 @@ _LAYOUT = "DIR/train/CLASS/*.jpg and DIR/test/CLASS/*.jpg, or DIR/CLASS/*.jpg"
 
 
 def load(directory: str, image_size: int) -> tuple[EncodedSource, EncodedSource | None]:
-    """Returns the training images and, where there is a folder for them, the test images.
+    """Returns the training images and, if there is a folder "test", the test images.
 
-    Photographs differ in size, so each is made into a centred square of `image_size` pixels when it is read.
+    Photographs differ in size, so each is cropped to a centred square and resized to `image_size` pixels on access.
 
     Raises:
-      UserError: no such folder, no images, fewer than two classes, test classes that training lacks.
+      UserError: there is no such folder, it has no images or fewer than two classes, or the test images have a class
+        that the training images lack.
     """
     if not directory:
         raise UserError(f"The data set 'folder' needs --config.data.dir=DIR, with {_LAYOUT}.")
     if not image_size:
-        raise UserError("Photographs differ in size: set config.data.image_size to the side to make them all.")
+        raise UserError(
+            "Photographs differ in size: set config.data.image_size to the side in pixels to resize them to."
+        )
     root = Path(directory).expanduser()
     if not root.is_dir():
         raise UserError(f"{root} is not a folder: set --config.data.dir to one with {_LAYOUT}.")
@@ -34,24 +37,26 @@ def load(directory: str, image_size: int) -> tuple[EncodedSource, EncodedSource 
 
 
 def scan(root: Path, size: int, class_names: tuple[str, ...] | None = None) -> EncodedSource:
-    """Returns the images of `root/CLASS/*` as squares of `size` pixels.
+    """Returns the images of `root/CLASS/*`, including subfolders, as squares of `size` pixels.
 
     Args:
       root: the folder.
-      size: side of the squares.
-      class_names: what the classes must be among; None to take the folders' names.
+      size: the side of the squares.
+      class_names: the allowed classes; None for the names of the folders.
 
     Raises:
-      UserError: no images, or, without `class_names`, fewer than two classes.
+      UserError: there are no images, a class is not in `class_names`, or without them there are fewer than two classes.
     """
     folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
-    files = {folder.name: _images(folder) for folder in folders}
+    files = {folder.name: images.in_folder(folder) for folder in folders}
     files = {name: paths for name, paths in files.items() if paths}
     if not files:
-        raise UserError(f"No images in {root}: put them into one folder a class, as in {_LAYOUT}.")
+        raise UserError(f"No images in {root}: put them into one folder per class, as in {_LAYOUT}.")
     if class_names is None:
         if len(files) < 2:
-            raise UserError(f"{root} has images of one class only ({next(iter(files))}): add a folder for another.")
+            raise UserError(
+                f"{root} has images of one class only ({next(iter(files))}): add a folder for another class."
+            )
         class_names = tuple(files)
     for name in files:
         if name not in class_names:
@@ -59,11 +64,3 @@ def scan(root: Path, size: int, class_names: tuple[str, ...] | None = None) -> E
     items = [(path, class_names.index(name)) for name, paths in files.items() for path in paths]
     paths, labels = zip(*items)
     return EncodedSource(class_names, np.array(labels, np.int32), paths, [str(path) for path in paths], size)
-
-
-def _images(folder: Path) -> list[Path]:
-    return sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in images.EXTENSIONS and path.is_file() and not path.name.startswith(".")
-    )

@@ -1,8 +1,8 @@
-"""From an image file to RGB pixels, for training and prediction alike.
+"""Decoding of image files to RGB pixels, for training and inference.
 
-Whoever uploads a photograph chooses every byte of it. So a file is refused by what its header declares, before
-memory is spent on it; what is decoded at once has a limit, however many threads decode; whatever Pillow raises
-becomes one line that names the file.
+Files may be hostile, since users upload them: images are refused by the size in their header before they are decoded,
+the number of pixels decoded at the same time is limited across threads, and every error of Pillow becomes one line that
+names the file.
 """
 
 import contextlib
@@ -23,12 +23,13 @@ from PIL import ExifTags, Image, ImageOps
 from cnn_jax.errors import UserError
 
 EXTENSIONS = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+FITS = ("crop", "stretch", "pad")  # see `fit`
 STANDARD_INPUT = "-"
-MAX_PIXELS = 61_000_000  # the largest full-frame cameras; decoding takes up to 16 bytes a pixel (WebP)
-MAX_SIDE = 65_535  # as in a JPEG file; resizing from longer sides takes gigabytes for its weights
+MAX_PIXELS = 61_000_000  # of the largest full-frame cameras; decoding takes up to 16 bytes per pixel (WebP)
+MAX_SIDE = 65_535  # the limit of JPEG; Pillow's resizing weights for longer sides take gigabytes
 MAX_BYTES = 2**28
 
-# No others: Pillow knows dozens of formats that no camera writes, and for one it starts Ghostscript.
+# Pillow supports dozens of other formats that no camera writes, and starts Ghostscript for one of them.
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _READ = "BMP, GIF, JPEG, PNG, PPM, TIFF or WebP"
@@ -44,10 +45,10 @@ _UPRIGHT = {
 
 
 def find(arguments: Sequence[str]) -> list[str]:
-    """Returns the images that are meant: files as given, those in folders sorted, `-` for standard input.
+    """Returns the images named by arguments of the command line: files, the images in folders, `-` for standard input.
 
     Raises:
-      UserError: nothing is given, a URL, a folder without images, `-` twice.
+      UserError: no argument, a URL, a folder without images, or `-` twice.
     """
     if not arguments:
         raise UserError("Name the images: files, folders, or - for one on standard input.")
@@ -56,81 +57,26 @@ def find(arguments: Sequence[str]) -> list[str]:
     names = []
     for argument in arguments:
         if _URL.match(argument):
-            raise UserError(f"{argument} is a URL, and nothing is fetched: download it and name the file.")
-        names += _images_in(argument) if os.path.isdir(argument) else [argument]
+            raise UserError(f"{argument} is a URL, and URLs are not supported: download it and name the file.")
+        if not os.path.isdir(argument):
+            names.append(argument)
+            continue
+        found = in_folder(argument)
+        if not found:
+            raise UserError(
+                f"There is no image in {argument}: the names of images end in {', '.join(sorted(EXTENSIONS))}."
+            )
+        names += map(str, found)
     return names
 
 
-def decode(file: Any, name: str | None = None) -> Image.Image:
-    """Reads an image as a person would see it: RGB, upright.
-
-    The EXIF orientation is applied; transparency is composited on white; grey, palette, CMYK and 16-bit images are
-    converted; of an animation the first frame is taken.
-
-    Args:
-      file: a path, or the encoded bytes.
-      name: what to call it in an error; the path by default.
+def in_folder(folder: str | Path) -> list[Path]:
+    """Returns the image files in a folder and its subfolders, sorted; hidden files and folders are skipped.
 
     Raises:
-      UserError: not an image, damaged, or too large to be honest; it names the file.
+      UserError: a folder cannot be read.
     """
-    with _decoded(file, name) as image:
-        return image
 
-
-def read(
-    file: Any, height: int, width: int, how: str = "crop", name: str | None = None
-) -> UInt8[np.ndarray, "height width 3"]:
-    """Returns `fit(decode(file), ...)` as an array; meant for many threads, which together stay within memory."""
-    with _decoded(file, name) as image:
-        return np.asarray(fit(image, height, width, how))
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Makes an image RGB and upright: see `decode`. The result carries no EXIF, so that doing it again is harmless."""
-    upright = _UPRIGHT.get(_orientation(image))
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        image = _to_eight_bits(image)
-    if image.has_transparency_data:
-        image = image if image.mode == "RGBA" else image.convert("RGBA")
-        white = Image.new("RGB", image.size, "white")
-        white.paste(image, mask=image.getchannel("A"))
-        image = white
-    # A copy in any case, and no more of them than that: these are what memory goes to.
-    image = image if image.mode == "RGB" and upright is not None else image.convert("RGB")
-    image = image if upright is None else image.transpose(upright)
-    image.info = {}
-    return image
-
-
-def fit(image: Image.Image, height: int, width: int, how: str = "crop") -> Image.Image:
-    """Makes an image this size, antialiased.
-
-    Args:
-      image: RGB.
-      height: in pixels.
-      width: in pixels.
-      how: "crop" cuts out the largest centred part of the wanted shape; "pad" adds black bars instead; "stretch"
-        gives up the aspect ratio.
-    """
-    if image.size == (width, height):
-        return image
-    if how == "crop":
-        return ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)
-    if how == "stretch":
-        return image.resize((width, height), Image.Resampling.BICUBIC)
-    scale = min(width / image.width, height / image.height)
-    # A line a pixel wide stays a line: Pillow's own `pad` fails on it.
-    inner = max(round(image.width * scale), 1), max(round(image.height * scale), 1)
-    padded = Image.new("RGB", (width, height))
-    padded.paste(
-        image.resize(inner, Image.Resampling.BICUBIC),
-        (round((width - inner[0]) / 2), round((height - inner[1]) / 2)),
-    )
-    return padded
-
-
-def _images_in(folder: str) -> list[str]:
     def fail(error: OSError) -> None:
         raise UserError(f"The folder {error.filename} cannot be read ({error.strerror}).")
 
@@ -142,14 +88,81 @@ def _images_in(folder: str) -> list[str]:
             for name in files
             if os.path.splitext(name)[1].lower() in EXTENSIONS and not name.startswith(".")
         ]
-    if not found:
-        raise UserError(f"There is no image in {folder}: the names of images end in {', '.join(sorted(EXTENSIONS))}.")
-    return [str(path) for path in sorted(found)]
+    return sorted(found)
+
+
+def decode(file: Any, name: str | None = None) -> Image.Image:
+    """Returns an image file as an upright RGB image.
+
+    The EXIF orientation is applied, transparency is composited on white, grey, palette, CMYK and 16-bit images are
+    converted, and the first frame of an animation is used.
+
+    Args:
+      file: a path, or the encoded bytes.
+      name: the name in error messages; the path by default.
+
+    Raises:
+      UserError: not an image, damaged, or suspiciously large; the message names the file.
+    """
+    with _decoded(file, name) as image:
+        return image
+
+
+def read(
+    file: Any, height: int, width: int, how: str = "crop", name: str | None = None
+) -> UInt8[np.ndarray, "height width 3"]:
+    """Returns `fit(decode(file), ...)` as an array; may be called by many threads, whose total memory is limited."""
+    with _decoded(file, name) as image:
+        return np.asarray(fit(image, height, width, how))
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Returns an upright RGB copy (see `decode`), without EXIF, so that converting it again changes nothing."""
+    upright = _UPRIGHT.get(_orientation(image))
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        image = _to_eight_bits(image)
+    if image.has_transparency_data:
+        image = image if image.mode == "RGBA" else image.convert("RGBA")
+        white = Image.new("RGB", image.size, "white")
+        white.paste(image, mask=image.getchannel("A"))
+        image = white
+    # Exactly one copy, because the copies of a large image dominate the memory.
+    image = image if image.mode == "RGB" and upright is not None else image.convert("RGB")
+    image = image if upright is None else image.transpose(upright)
+    image.info = {}
+    return image
+
+
+def fit(image: Image.Image, height: int, width: int, how: str = "crop") -> Image.Image:
+    """Returns an image resized to `height` x `width`, antialiased.
+
+    Args:
+      image: RGB.
+      height: in pixels.
+      width: in pixels.
+      how: one of `FITS`: "crop" takes the largest centred part of that aspect ratio, "pad" adds black bars, "stretch"
+        changes the aspect ratio.
+    """
+    if image.size == (width, height):
+        return image
+    if how == "crop":
+        return ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)
+    if how == "stretch":
+        return image.resize((width, height), Image.Resampling.BICUBIC)
+    scale = min(width / image.width, height / image.height)
+    # At least one pixel: `ImageOps.pad` fails on images that are one pixel wide.
+    inner = max(round(image.width * scale), 1), max(round(image.height * scale), 1)
+    padded = Image.new("RGB", (width, height))
+    padded.paste(
+        image.resize(inner, Image.Resampling.BICUBIC),
+        (round((width - inner[0]) / 2), round((height - inner[1]) / 2)),
+    )
+    return padded
 
 
 @contextlib.contextmanager
 def _decoded(file: Any, name: str | None) -> Iterator[Image.Image]:
-    """Yields the image; while the `with` statement lasts, it counts against what may be decoded at once."""
+    """Yields the image; during the `with` block, its pixels count against `MAX_PIXELS`."""
     name = name or (os.fspath(file) if isinstance(file, str | os.PathLike) else "the image")
     try:
         with _without_warnings(), Image.open(_checked(file), formats=_FORMATS) as image:
@@ -172,7 +185,7 @@ def _decoded(file: Any, name: str | None) -> Iterator[Image.Image]:
 
 
 def _checked(file: Any) -> Any:
-    """Returns what Pillow opens; raises where reading it could go on for ever or fill the memory."""
+    """Returns the file for `Image.open`; refuses files that could block or fill the memory."""
     if isinstance(file, bytes):
         size, source = len(file), io.BytesIO(file)
     else:
@@ -196,7 +209,7 @@ def _reason(error: Exception) -> str:
 
 
 def _orientation(image: Image.Image) -> Any:
-    """The EXIF orientation, 1 to 8, or anything else. Cameras and editors write broken EXIF around good pixels."""
+    """Returns the EXIF orientation, 1 to 8 or an invalid value; broken EXIF is ignored, as the pixels are intact."""
     try:
         value = image.getexif().get(ExifTags.Base.Orientation)
     except Exception:
@@ -205,30 +218,30 @@ def _orientation(image: Image.Image) -> Any:
 
 
 def _to_eight_bits(image: Image.Image) -> Image.Image:
-    """Scales grey of 16 bits and more, which Pillow would clip. 32-bit integers hold 16-bit data in PNG files."""
+    """Returns an image with more than 8 bits scaled to 8, where Pillow would clip; 16-bit PNG has mode "I"."""
     pixels = np.asarray(image)
-    # Floating point has no agreed white: the smallest usual one that nothing exceeds.
+    # The white of floating-point images is not standardised: the smallest common value that no pixel exceeds.
     brightest = np.nanmax(pixels, initial=0) if image.mode == "F" else 65535
     white = next((white for white in (1, 255) if brightest <= white), 65535)
     grey = np.empty(pixels.shape, np.uint8)
-    for row in range(len(pixels)):  # by rows, because the copies in floating point are large
+    for row in range(len(pixels)):  # by rows, because a floating-point copy of the image is large
         scaled = np.nan_to_num(pixels[row].astype(np.float64)) * (255 / white)
         grey[row] = np.clip(np.round(scaled), 0, 255)
     return Image.fromarray(grey)
 
 
 class _Shared:
-    """What the threads of this process share."""
+    """State shared by the threads of this process."""
 
     changed = threading.Condition()
-    pixels = 0  # of the photographs that are being decoded
+    pixels = 0  # of the images that are being decoded
     quiet = 0  # threads inside `_without_warnings`
     filters: Any = None
 
 
 @contextlib.contextmanager
 def _room_for(pixels: int) -> Iterator[None]:
-    """Waits until no more than `MAX_PIXELS` are being decoded with these."""
+    """Waits until these pixels can be decoded without exceeding `MAX_PIXELS` in total."""
     with _Shared.changed:
         _Shared.changed.wait_for(lambda: not _Shared.pixels or _Shared.pixels + pixels <= MAX_PIXELS)
         _Shared.pixels += pixels
@@ -242,10 +255,10 @@ def _room_for(pixels: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _without_warnings() -> Iterator[None]:
-    """Silences Pillow's warnings, of odd EXIF data mostly.
+    """Silences the warnings of Pillow, mostly on unusual EXIF data.
 
-    `warnings.catch_warnings` by itself is not for threads: of two that overlap, the one to leave last puts back the
-    filters that the other had set. Here the first to enter sets them and the last to leave puts them back.
+    `warnings.catch_warnings` is not thread-safe: of two overlapping threads, the last to leave would restore the
+    filters that the other had set. Here the first thread to enter sets them, and the last to leave restores them.
     """
     with _Shared.changed:
         if not _Shared.quiet:

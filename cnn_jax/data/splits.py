@@ -1,4 +1,4 @@
-"""What every data set is made of: sources of images at random access, and splits of them."""
+"""Sources of labelled images with random access, and their division into splits."""
 
 import dataclasses
 import os
@@ -11,28 +11,40 @@ from jaxtyping import Int, Int32, UInt8
 
 from cnn_jax.data import images
 from cnn_jax.errors import UserError
-from cnn_jax.utils import progress
+from cnn_jax.utils import progress, text
 
-TEST_SHARE = 0.2  # of a data set that comes without a test split
+TEST_SHARE = 0.2  # of the training images, for a data set without a test split
 
 
 @runtime_checkable
 class Source(Protocol):
-    """Labelled images at random access."""
+    """What a data set must offer: labelled images with random access.
+
+    `ArraySource` (images in memory) and `EncodedSource` (files or encoded bytes) cover most data sets. A source is
+    immutable, and reading it is thread-safe and deterministic: resumed runs and feature caches rely on it.
+
+    Attributes:
+      class_names: one per class; the label of a class is its position.
+      labels: one per image, from 0 to the number of classes - 1.
+    """
 
     class_names: tuple[str, ...]
     labels: Int32[np.ndarray, " n"]
 
     def images(self, indices: Int[np.ndarray, " k"]) -> UInt8[np.ndarray, "k height width 3"]:
-        """Returns the images at these positions."""
+        """Returns the images at these positions, RGB from 0 to 255, all of one size; `indices` may be empty.
+
+        Raises:
+          UserError: an image cannot be read; the message names it.
+        """
 
     def name(self, index: int) -> str:
-        """Returns what to call the image at a position."""
+        """Returns the name of the image at a position, such as its path, for messages."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ArraySource:
-    """Images that are an array already."""
+    """Images in an array in memory."""
 
     class_names: tuple[str, ...]
     labels: Int32[np.ndarray, " n"]
@@ -43,20 +55,20 @@ class ArraySource:
         return self.array[indices]
 
     def name(self, index: int) -> str:
-        """Returns what to call the image at a position."""
+        """Returns the name of the image at a position."""
         return f"example {index}"
 
 
 @dataclasses.dataclass(frozen=True)
 class EncodedSource:
-    """Image files or encoded bytes, decoded when they are asked for.
+    """Image files or encoded bytes, decoded on access.
 
     Attributes:
-      class_names: one a class.
-      labels: one an image.
-      items: a path or encoded bytes an image.
-      names: what to call each image in a message.
-      size: side of the centred square that every image is made into; 0 where all have the same size.
+      class_names: one per class.
+      labels: one per image.
+      items: a path or encoded bytes per image.
+      names: one per image, for messages.
+      size: the images are cropped to a centred square and resized to this side; 0 if all have the same size.
     """
 
     class_names: tuple[str, ...]
@@ -69,11 +81,11 @@ class EncodedSource:
         """Returns the images at these positions.
 
         Raises:
-          UserError: an image cannot be read; it names the file.
+          UserError: an image cannot be read; the message names the file.
         """
         if not len(indices):
             return self._decode(0)[None][:0]
-        # Files wait for the disk and are large enough to decode beside each other; small bytes in memory are neither.
+        # Threads pay off for files, which wait for the disk, and not for small images in memory.
         workers = 1 if isinstance(self.items[0], bytes) else os.cpu_count()
         with ThreadPoolExecutor(workers) as pool:
             decoded = pool.map(self._decode, indices.tolist()) if workers > 1 else map(self._decode, indices.tolist())
@@ -81,7 +93,7 @@ class EncodedSource:
                 return np.stack(list(bar.track(decoded, len(indices), description="Decoding images")))
 
     def name(self, index: int) -> str:
-        """Returns what to call the image at a position."""
+        """Returns the name of the image at a position."""
         return self.names[index]
 
     def _decode(self, index: int) -> np.ndarray:
@@ -93,7 +105,7 @@ class EncodedSource:
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """Some images of a source, in the source's order."""
+    """A part of the images of a source, in the order of the source."""
 
     source: Source
     indices: Int[np.ndarray, " n"]
@@ -103,7 +115,7 @@ class Split:
 
     @property
     def labels(self) -> Int32[np.ndarray, " n"]:
-        """One class index an image."""
+        """One class index per image."""
         return self.source.labels[self.indices]
 
     def images(self) -> UInt8[np.ndarray, "n height width 3"]:
@@ -111,20 +123,20 @@ class Split:
         return self.source.images(self.indices)
 
     def name(self, position: int) -> str:
-        """Returns what to call the image at a position of the split."""
+        """Returns the name of the image at a position of the split."""
         return self.source.name(int(self.indices[position]))
 
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """A data set, cut into splits.
+    """A data set, divided into splits.
 
     Attributes:
       name: as in `config.data.name`.
-      class_names: the position of a name is the label.
-      train: what is learned from.
-      validation: what choices are made on; may be empty.
-      test: what is scored once.
+      class_names: the label of a class is its position.
+      train: the training images.
+      validation: the images for choosing checkpoints and hyperparameters; may be empty.
+      test: the images for the final evaluation.
     """
 
     name: str
@@ -134,29 +146,29 @@ class Dataset:
     test: Split
 
     def describe(self) -> str:
-        """One line for people."""
+        """Returns one line with the number of classes and images."""
         sizes = ", ".join(f"{len(getattr(self, split)):,} {split}" for split in ("train", "validation", "test"))
         return f"{self.name}: {len(self.class_names)} classes; images: {sizes}"
 
 
-def cut(name: str, train: Source, test: Source | None, config: Any) -> Dataset:
-    """Cuts validation, and a test split where there is none, out of the training images; all stratified and seeded.
+def make_splits(name: str, train: Source, test: Source | None, config: Any) -> Dataset:
+    """Returns a data set whose validation split is drawn from the training images, stratified and seeded.
 
     Args:
-      name: of the data set.
+      name: the name of the data set.
       train: the source of the training images.
-      test: the source of the test images, or None: a fifth of the training images then.
+      test: the source of the test images; None to draw `TEST_SHARE` of the training images.
       config: `validation` (a fraction, or a count; 0 for none), `train_examples` (0 for all) and `split_seed`.
 
     Raises:
-      UserError: fewer images than asked for.
+      UserError: there are fewer images than `config` requires.
     """
     pool = np.arange(len(train.labels))
 
     def take(count: int, what: str, draw: int) -> np.ndarray:
         nonlocal pool
         if count > len(pool):
-            raise UserError(f"{what} asks for {count:,} images, but {name} has only {len(pool):,} left to take from.")
+            raise UserError(f"{what} needs {text.count(count, 'image')}, but {name} has only {len(pool):,} left.")
         chosen, pool = stratified(train.labels, pool, count, (config.split_seed, draw))
         return chosen
 
@@ -182,21 +194,21 @@ def cut(name: str, train: Source, test: Source | None, config: Any) -> Dataset:
 def stratified(
     labels: Int32[np.ndarray, " n"], pool: Int[np.ndarray, " m"], count: int, seed: tuple[int, ...]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Draws `count` of `pool` so that every class has its share, to within one image.
+    """Draws `count` of `pool` in proportion to the classes, to within one image per class.
 
     Args:
       labels: the class of every image of the source.
       pool: the positions to draw from.
-      count: how many to draw.
-      seed: of the draw.
+      count: the number of positions to draw.
+      seed: the seed of the draw.
 
     Returns:
-      The drawn positions and the others, each in ascending order.
+      The drawn and the remaining positions, each in ascending order.
     """
     classes, sizes = np.unique(labels[pool], return_counts=True)
     exact = count * sizes / max(len(pool), 1)
     quota = np.floor(exact).astype(int)
-    # What rounding down left over goes to the classes that lost most by it; of equals, to the first.
+    # Largest-remainder rounding; ties go to the first class.
     quota[np.argsort(quota - exact, kind="stable")[: count - quota.sum()]] += 1
     generator = np.random.RandomState(seed)
     drawn = [generator.permutation(pool[labels[pool] == label])[:n] for label, n in zip(classes, quota)]

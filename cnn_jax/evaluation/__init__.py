@@ -1,1 +1,1 @@
-"""Scores of a trained network on labelled images."""
+"""Evaluation of a trained network on labelled images."""

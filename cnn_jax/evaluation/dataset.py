@@ -1,4 +1,4 @@
-"""Labelled images to score a classifier on: a split of the run's own data, another data set, somebody's photographs."""
+"""Labelled images to evaluate a classifier on: a split of the run's data, another data set, or a folder of images."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -17,21 +17,21 @@ from cnn_jax.inference import Classifier
 from cnn_jax.utils import progress
 
 SPLITS = ("train", "validation", "test")
-CHUNK = 512  # images decoded at once: it decides about memory, not about the result
+CHUNK = 512  # images decoded at once; bounds the memory and does not affect the result
 
 
 @dataclasses.dataclass(frozen=True)
 class Examples:
-    """Images and what they show.
+    """Images with labels in the classes of a classifier.
 
     Attributes:
-      name: of the data set.
-      directory: where it is; empty for where the data set's library keeps it.
-      split: one of `SPLITS`, or "all" of a folder.
-      own: whether they are of the data set that the classifier was trained on, cut as in training.
-      source: the images.
-      indices: which images of the source.
-      labels: one an image, as columns of the classifier.
+      name: the name of the data set.
+      directory: its folder; empty for the default folder of its library.
+      split: one of `SPLITS`, or "all" for a whole folder.
+      own: whether they are a split of the run's own data set, divided as in training.
+      source: the source of the images.
+      indices: their positions in the source.
+      labels: one per image: the column of its class in the classifier's probabilities.
     """
 
     name: str
@@ -46,26 +46,23 @@ class Examples:
         return len(self.indices)
 
     def images(self, chosen: Int[np.ndarray, " k"] | slice) -> UInt8[np.ndarray, "k height width 3"]:
-        """Decodes some of them."""
+        """Decodes the images at these positions."""
         return self.source.images(self.indices[chosen])
 
 
 def load(
     classifier: Classifier, split: str | None = None, name: str | None = None, directory: str | None = None
 ) -> Examples:
-    """Returns the examples to score.
+    """Returns the examples to evaluate on; may be empty.
 
     Args:
-      classifier: from a workdir; its configuration says what it was trained on.
-      split: one of `SPLITS`; None for "test", or for all of a folder that has no such folder in it.
-      name: of a data set, or "folder" for photographs in `directory/CLASS/*`; None for the run's own data.
-      directory: where the data is; None for where it was in training.
-
-    Returns:
-      `Examples`, whose images may be none.
+      classifier: restored from a workdir, whose configuration names the data set of training.
+      split: one of `SPLITS`; None for "test", or for a whole folder that has no subfolder "test".
+      name: a data set, or "folder" for images in `directory/CLASS/*`; None for the data set of training.
+      directory: its folder; None for the folder in training.
 
     Raises:
-      UserError: the data is missing or unsuitable, or has a class that the classifier does not know.
+      UserError: the data is missing or unsuitable, or has a class that the classifier lacks.
     """
     own = classifier.metadata["config"]["data"]
     if name == "folder":
@@ -74,7 +71,7 @@ def load(
     if same:
         config = own | ({} if directory is None else {"dir": directory})
     else:
-        # The run's own cuts are for its own images.
+        # The split of the run applies to its own data set only.
         config = own | {"name": name, "dir": directory or "", "validation": 0, "train_examples": 0}
     try:
         dataset = data.load(SimpleNamespace(**config))
@@ -87,18 +84,18 @@ def load(
 
 
 def _photographs(classifier: Classifier, split: str | None, directory: str | None) -> Examples:
-    """A folder, whole; or the folder of a split in it."""
+    """Returns the images of a folder, or of its subfolder for the split."""
     if not directory:
-        raise UserError("--data.name=folder needs --data.dir=DIR, with the photographs in DIR/CLASS/*.jpg.")
+        raise UserError("--data.name=folder needs --data.dir=DIR with images in DIR/CLASS/*.jpg.")
     root = Path(directory).expanduser()
     part = root / (split or "test")
     if part.is_dir():
         root, split = part, part.name
     elif split:
-        raise UserError(f"There is no folder {part}: leave out --split to score all photographs in {root}/CLASS.")
+        raise UserError(f"There is no folder {part}: leave out --split to evaluate on all images in {root}/CLASS.")
     if not root.is_dir():
-        raise UserError(f"{root} is not a folder: set --data.dir to one with photographs in DIR/CLASS/*.jpg.")
-    # Every folder's name is let through here, so that they are compared with the classifier's in one place.
+        raise UserError(f"{root} is not a folder: set --data.dir to one with images in DIR/CLASS/*.jpg.")
+    # Accepts all folder names, so that `match` alone compares the classes with those of the classifier.
     names = tuple(sorted(path.name for path in root.iterdir() if path.is_dir()))
     source = folder.scan(root, max(classifier.input_size), names)
     labels = match(source.labels, names, classifier.class_names, str(root))
@@ -108,19 +105,19 @@ def _photographs(classifier: Classifier, split: str | None, directory: str | Non
 def match(
     labels: Int32[np.ndarray, " n"], names: Sequence[str], known: Sequence[str], where: str
 ) -> Int32[np.ndarray, " n"]:
-    """Translates labels from the classes of a data set to those of a classifier, by their names.
+    """Maps labels from the classes of a data set to those of a classifier, by name.
 
-    Capitals do not matter, unless the classifier has names that differ in nothing else. A class of the classifier
-    without images is fine, and so is a class of the data set.
+    Names are compared without regard to case, unless the classifier has classes that differ only in case. Classes
+    without images, on either side, are ignored.
 
     Args:
       labels: positions in `names`.
       names: the classes of the data set.
       known: the classes of the classifier.
-      where: the data is, for the error.
+      where: the name of the data set or folder, for the error message.
 
     Raises:
-      UserError: images of a class that the classifier does not know.
+      UserError: there are images of a class that the classifier lacks.
     """
     folded = {name.casefold(): i for i, name in enumerate(known)}
     column = {name: i for i, name in enumerate(known)}
@@ -128,21 +125,21 @@ def match(
     unknown = [names[label] for label in np.unique(labels) if to[label] < 0]
     if unknown:
         raise UserError(
-            f"{where} has images of {_some(unknown)}, which the network does not know: score it on images of its "
-            f"classes, which are {_some(known)}."
+            f"{where} has images of {_some(unknown)}, which the network was not trained on: evaluate on images of its "
+            f"classes ({_some(known)})."
         )
     return to[labels]
 
 
 def predict(classifier: Classifier, examples: Examples) -> Float[np.ndarray, "n classes"]:
-    """Returns logarithms of probabilities; a bar on a terminal shows how far it is.
+    """Returns log-probabilities, with a progress bar.
 
     Raises:
-      UserError: an image cannot be read; it names the file.
+      UserError: an image cannot be read; the message names the file.
     """
     results = [np.zeros((0, len(classifier.class_names)), np.float32)]
     with progress.bar() as bar:
-        task = bar.add_task(f"Scoring {examples.split} images", total=len(examples))
+        task = bar.add_task(f"Evaluating {examples.split} images", total=len(examples))
         for start in range(0, len(examples), CHUNK):
             images = examples.images(slice(start, start + CHUNK))
             results.append(classifier.score(classifier.fit(images)))

@@ -1,4 +1,4 @@
-"""An evaluation: all that is measured of a set of predictions, as JSON and as tables on the terminal."""
+"""The result of an evaluation, as JSON and as tables on the terminal."""
 
 import json
 import math
@@ -14,10 +14,10 @@ from cnn_jax.errors import UserError
 from cnn_jax.evaluation import dataset, scores
 from cnn_jax.evaluation.dataset import Examples
 from cnn_jax.inference import Classifier
-from cnn_jax.utils import files
+from cnn_jax.utils import files, text
 from cnn_jax.workdir.layout import EVALUATION_FILE
 
-# What people call the scores, in the order in which they read them, and whether a score is a share.
+# Title of each score, in the order of the tables, and whether it is shown as a percentage.
 TITLES = {
     "accuracy": ("accuracy", True),
     "top5_accuracy": ("top-5 accuracy", True),
@@ -25,33 +25,33 @@ TITLES = {
     "precision": ("precision, mean over classes", True),
     "recall": ("recall, mean over classes", True),
     "f1": ("F1, mean over classes", True),
-    "threshold_precision": ("precision of probability > 0.5", True),
-    "threshold_recall": ("recall of probability > 0.5", True),
+    "threshold_precision": ("precision at probability > 0.5", True),
+    "threshold_recall": ("recall at probability > 0.5", True),
     "expected_calibration_error": ("expected calibration error", True),
 }
 
 
-def measure(classifier: Classifier, scored: Examples, log_probs: np.ndarray, workdir: Path) -> dict[str, Any]:
+def measure(classifier: Classifier, examples: Examples, log_probs: np.ndarray, workdir: Path) -> dict[str, Any]:
     """Returns the evaluation of a run, as JSON.
 
     Args:
-      classifier: of the run.
-      scored: at least one example.
-      log_probs: its predictions `[n, classes]`.
-      workdir: of the run; an earlier evaluation may lie there.
+      classifier: the classifier of the run.
+      examples: at least one example.
+      log_probs: the log-probabilities of the examples, `[n, classes]`.
+      workdir: the workdir of the run; an earlier evaluation there is read for its temperature.
     """
-    temperature = _temperature(classifier, scored, log_probs, workdir)
+    temperature = _temperature(classifier, examples, log_probs, workdir)
     return {
         "step": classifier.step,
-        "data": {"name": scored.name, "dir": scored.directory},
-        "split": scored.split,
-        **describe(log_probs, scored.labels, classifier.class_names),
-        **calibration(log_probs, scored.labels, temperature),
+        "data": {"name": examples.name, "dir": examples.directory},
+        "split": examples.split,
+        **describe(log_probs, examples.labels, classifier.class_names),
+        **calibration(log_probs, examples.labels, temperature),
     }
 
 
 def describe(log_probs: np.ndarray, labels: np.ndarray, class_names: tuple[str, ...]) -> dict[str, Any]:
-    """Returns all scores of predictions `[n, classes]`, as JSON."""
+    """Returns all scores of log-probabilities `[n, classes]`, as JSON."""
     matrix = scores.confusion_matrix(log_probs, labels)
     return {
         "examples": len(labels),
@@ -64,7 +64,7 @@ def describe(log_probs: np.ndarray, labels: np.ndarray, class_names: tuple[str, 
 
 
 def calibration(log_probs: np.ndarray, labels: np.ndarray, temperature: float | None) -> dict[str, Any]:
-    """Returns the temperature, and the scores that it changes; None for both where there is no temperature."""
+    """Returns the temperature and the scores that it changes; both None if there is no temperature."""
     if temperature is None:
         return {"temperature": None, "calibrated": None}
     calibrated = scores.summarise(scores.calibrate(log_probs, temperature), labels)
@@ -72,33 +72,38 @@ def calibration(log_probs: np.ndarray, labels: np.ndarray, temperature: float | 
     return {"temperature": temperature, "calibrated": {name: calibrated[name] for name in changed}}
 
 
-def _temperature(classifier: Classifier, scored: Examples, log_probs: np.ndarray, workdir: Path) -> float | None:
-    """The temperature that fits the run's own validation split, which may be what was just scored.
+def _temperature(classifier: Classifier, examples: Examples, log_probs: np.ndarray, workdir: Path) -> float | None:
+    """Returns the temperature fitted on the run's validation split; None if it cannot be fitted.
 
-    On other data it is what an earlier evaluation found for the same step, since the run's own need not be at hand.
+    For another data set it is read from an earlier evaluation of the same step, because the run's own data may be
+    missing.
     """
-    if not scored.own:
+    if not examples.own:
         try:
             earlier = json.loads((workdir / EVALUATION_FILE).read_text())
             return float(earlier["temperature"]) if earlier["step"] == classifier.step else None
         except (OSError, ValueError, TypeError, LookupError):
             return None
-    if scored.split != "validation":
-        scored = dataset.load(classifier, "validation", directory=scored.directory)
-        log_probs = dataset.predict(classifier, scored)
-    # A network that has failed answers NaN, which no temperature heals.
-    return None if np.isnan(log_probs).any() or not len(scored) else scores.fit_temperature(log_probs, scored.labels)
+    if examples.split != "validation":
+        examples = dataset.load(classifier, "validation", directory=examples.directory)
+        log_probs = dataset.predict(classifier, examples)
+    # No temperature fits the NaN of a network whose training failed.
+    return (
+        None if np.isnan(log_probs).any() or not len(examples) else scores.fit_temperature(log_probs, examples.labels)
+    )
 
 
 def write(result: dict[str, Any], workdir: Path) -> Path:
-    """Writes evaluation.json, whole or not at all; what is not finite is null."""
+    """Writes evaluation.json atomically; values that are not finite become null."""
     path = workdir / EVALUATION_FILE
     lines = [f"{json.dumps(key)}: {json.dumps(value, allow_nan=False)}" for key, value in _finite(result).items()]
     try:
         with files.replacing(path) as file:
             file.write("{\n" + ",\n".join(lines) + "\n}\n")
     except OSError as error:
-        raise UserError(f"Cannot write {path}: {error.strerror}. Free space or rights there.") from None
+        raise UserError(
+            f"Cannot write {path}: {error.strerror}. Free space there, or change its permissions."
+        ) from None
     return path
 
 
@@ -111,22 +116,22 @@ def _finite(value: Any) -> Any:
 
 
 def show(result: dict[str, Any], workdir: Path) -> None:
-    """Prints the tables; without lines and colours where nobody watches."""
-    # Names of classes and folders are text: rich would take [bold] and :smile: in them for its own.
+    """Prints the tables; without lines and colours if standard output is not a terminal."""
+    # Without markup, because rich would interpret [bold] and :smile: in the names of classes and folders.
     console = Console(highlight=False, markup=False, emoji=False)
-    watched = console.is_terminal
-    if not watched:
-        console = Console(highlight=False, markup=False, emoji=False, width=240)  # a pipe has no width to keep to
+    terminal = console.is_terminal
+    if not terminal:
+        console = Console(highlight=False, markup=False, emoji=False, width=240)  # so that no line is wrapped
     console.print(f"{workdir}\n{heading(result)}", style="bold", soft_wrap=True)
     for title, table in (("", _summary(result)), ("Classes", _classes(result)), _confusion(result)):
-        table.box = box.SIMPLE_HEAD if watched else None
+        table.box = box.SIMPLE_HEAD if terminal else None
         console.print(title, style="bold", soft_wrap=True)
         console.print(table)
     console.print()
 
 
 def rows(result: dict[str, Any]) -> list[tuple[str, str]]:
-    """Returns the scores of an evaluation as (title, number), for people."""
+    """Returns the scores of an evaluation as formatted (title, value)."""
     shown = []
     for name, (title, share) in TITLES.items():
         if result[name] is not None:
@@ -140,21 +145,21 @@ def rows(result: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def class_rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
-    """Returns (name, precision, recall, F1, images) of the classes that occur or were answered, for people."""
-    answered = np.array(result["confusion_matrix"]).sum(0)
+    """Returns formatted (name, precision, recall, F1, images) per class that occurs or is predicted."""
+    predicted = np.array(result["confusion_matrix"]).sum(0)
     return [
         (row["name"], *(f"{row[name]:.1%}" for name in ("precision", "recall", "f1")), f"{row['support']:,}")
-        for row, count in zip(result["classes"], answered)
+        for row, count in zip(result["classes"], predicted)
         if row["support"] or count
     ]
 
 
 def heading(result: dict[str, Any]) -> str:
-    """Returns one line on what was scored."""
+    """Returns one line that names the data and the step."""
     step = {"best": ", the best by validation accuracy", "latest": ", the latest"}.get(result["checkpoint"], "")
     what = f"All images in {result['data']['dir']}" if result["split"] == "all" else f"{result['split'].title()} split"
     of = "" if result["split"] == "all" else f" of {result['data']['name']}"
-    return f"{what}{of}: {result['examples']:,} images, after step {result['step']:,}{step}."
+    return f"{what}{of}: {text.count(result['examples'], 'image')}, after step {result['step']:,}{step}."
 
 
 def _summary(result: dict[str, Any]) -> Table:
@@ -176,18 +181,18 @@ def _classes(result: dict[str, Any]) -> Table:
 
 
 def _confusion(result: dict[str, Any]) -> tuple[str, Table]:
-    """The confusion matrix, or of many classes what is confused most often; with a title."""
+    """Returns a title and the confusion matrix, or for many classes the most frequent confusions."""
     names, matrix = result["class_names"], np.array(result["confusion_matrix"])
     if len(names) > 12:
-        table = Table("is", "answered")
+        table = Table("true class", "predicted class")
         table.add_column("images", justify="right")
-        for actual, taken, count in scores.confusions(matrix, 20):
-            table.add_row(names[actual], names[taken], f"{count:,}")
-        return "Most frequent mistakes", table
+        for actual, predicted, count in scores.confusions(matrix, 20):
+            table.add_row(names[actual], names[predicted], f"{count:,}")
+        return "Most frequent confusions", table
     table = Table(padding=(0, 1, 0, 0))  # ten classes in 80 columns
-    table.add_column("is", no_wrap=True)
+    table.add_column("true class", no_wrap=True)
     for name in names:
         table.add_column(name[:5], justify="right", no_wrap=True)
     for name, row in zip(names, matrix.tolist()):
         table.add_row(name, *(f"{count:,}" if count else "·" for count in row))
-    return "Confusion matrix: a row for what the images are, a column for what was answered", table
+    return "Confusion matrix: one row per true class, one column per predicted class", table

@@ -1,4 +1,4 @@
-"""Scores of recorded predictions: pure NumPy functions of logarithms of probabilities and labels.
+"""Classification scores: pure NumPy functions of log-probabilities and labels.
 
 The conventions are those of `cnn_jax.training.metrics`, which counts on the device during training: the class with the
 highest probability is the prediction (the first of several equal ones), and a division by zero gives zero.
@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 BINS = 15  # of the expected calibration error, as in Guo et al. 2017
-TEMPERATURES = (0.05, 20.0)  # where the best one is looked for
+TEMPERATURES = (0.05, 20.0)  # the range in which it is fitted
 
 LogProbs = Float[np.ndarray, "n classes"]
 Labels = Int[np.ndarray, " n"]
@@ -19,10 +19,10 @@ Counts = Int[np.ndarray, "classes classes"]
 
 
 def summarise(log_probs: LogProbs, labels: Labels) -> dict[str, Any]:
-    """Returns the scalar scores of at least one example, by the names under which training records them.
+    """Returns the scalar scores of at least one example, under the names that training records.
 
-    Besides those of `cnn_jax.training.metrics.NAMES`: `accuracy_interval` (see `interval`), `top5_accuracy` (None for
-    five classes or fewer, where it says little or nothing) and `expected_calibration_error`.
+    In addition to `cnn_jax.training.metrics.NAMES`: `accuracy_interval` (see `interval`), `top5_accuracy` (None for
+    five classes or fewer) and `expected_calibration_error`.
     """
     matrix = confusion_matrix(log_probs, labels)
     correct, many = int(np.trace(matrix)), log_probs.shape[1] > 5
@@ -43,12 +43,12 @@ def loss(log_probs: LogProbs, labels: Labels) -> float:
 
 
 def accuracy(log_probs: LogProbs, labels: Labels) -> float:
-    """Returns the share of examples whose most probable class is theirs."""
+    """Returns the share of examples whose most probable class is their label."""
     return float((log_probs.argmax(-1) == labels).mean())
 
 
 def interval(successes: int, n: int, z: float = 1.96) -> list[float]:
-    """Returns the interval in which the true share lies with 95% confidence (Wilson 1927)."""
+    """Returns the 95% confidence interval of a proportion (Wilson 1927)."""
     share, spread = successes / n, z * z / n
     centre = (share + spread / 2) / (1 + spread)
     half = z / (1 + spread) * math.sqrt(share * (1 - share) / n + spread / (4 * n))
@@ -56,13 +56,13 @@ def interval(successes: int, n: int, z: float = 1.96) -> list[float]:
 
 
 def top_k(log_probs: LogProbs, labels: Labels, k: int) -> float:
-    """Returns the share of examples whose class is among the `k` most probable; of equals the first come first."""
+    """Returns the share of examples whose label is among the `k` most probable classes; ties go to the first class."""
     order = np.argsort(-log_probs, axis=-1, kind="stable")[:, :k]
     return float((order == labels[:, None]).any(-1).mean())
 
 
 def confusion_matrix(log_probs: LogProbs, labels: Labels) -> Counts:
-    """Returns how often an example of the row's class was taken for the column's."""
+    """Returns the number of examples per true class (row) and predicted class (column)."""
     classes = log_probs.shape[1]
     pairs = labels.astype(np.int64) * classes + log_probs.argmax(-1)
     return np.bincount(pairs, minlength=classes * classes).reshape(classes, classes)
@@ -87,27 +87,27 @@ def macro(matrix: Counts) -> dict[str, float]:
 
 
 def class_table(matrix: Counts, class_names: tuple[str, ...]) -> list[dict[str, Any]]:
-    """Returns a row a class: name, precision, recall, f1, support."""
+    """Returns one row per class: name, precision, recall, f1, support."""
     scores = {name: values.tolist() for name, values in per_class(matrix).items()}
     return [{"name": name} | {key: scores[key][i] for key in scores} for i, name in enumerate(class_names)]
 
 
 def threshold(log_probs: LogProbs, labels: Labels) -> dict[str, float]:
-    """Returns precision and recall of the claim "this class has a probability above 0.5", over all classes at once."""
-    claims = log_probs > math.log(0.5)
-    hits, claimed = _of_label(claims, labels).sum(), claims.sum()
+    """Returns precision and recall of the predictions with a probability above 0.5, micro-averaged."""
+    above = log_probs > math.log(0.5)
+    hits, predicted = _of_label(above, labels).sum(), above.sum()
     return {
-        "threshold_precision": float(hits / max(claimed, 1)),
+        "threshold_precision": float(hits / max(predicted, 1)),
         "threshold_recall": float(hits / len(labels)),
     }
 
 
 def calibration_bins(log_probs: LogProbs, labels: Labels, count: int = BINS) -> list[dict[str, Any]]:
-    """Sorts the predictions by their confidence, the highest probability, into bins of equal width.
+    """Bins the predictions by confidence, the largest probability, into bins of equal width.
 
     Returns:
-      For each bin its `lower` (excluded) and `upper` edge, the `count` of predictions, and their mean `confidence` and
-      `accuracy`: None where there are none. A model is calibrated if the two agree in every bin.
+      Per bin its `lower` (excluded) and `upper` edge, the `count` of predictions, and their mean `confidence` and
+      `accuracy` (None in an empty bin). A model is calibrated if the two agree in every bin.
     """
     confidence = np.exp(log_probs.max(-1).astype(np.float64))
     correct = log_probs.argmax(-1) == labels
@@ -130,7 +130,7 @@ def calibration_bins(log_probs: LogProbs, labels: Labels, count: int = BINS) -> 
 
 
 def expected_calibration_error(bins: list[dict[str, Any]]) -> float:
-    """Returns the mean distance between confidence and accuracy over the predictions (Guo et al. 2017)."""
+    """Returns the mean absolute difference of confidence and accuracy, weighted by bin count (Guo et al. 2017)."""
     total = sum(row["count"] for row in bins)
     return sum(row["count"] * abs(row["confidence"] - row["accuracy"]) for row in bins if row["count"]) / total
 
@@ -138,11 +138,12 @@ def expected_calibration_error(bins: list[dict[str, Any]]) -> float:
 def fit_temperature(log_probs: LogProbs, labels: Labels) -> float:
     """Returns the temperature that minimises the loss of the calibrated probabilities.
 
-    Fit it on validation examples: on training examples every network is sure of itself, and what is fitted on the test
-    examples cannot be tested on them. Source: Guo et al. 2017, arXiv:1706.04599.
+    It is fitted on validation examples: networks are overconfident on their training examples, and the test examples
+    must not be used for fitting. Source: Guo et al. 2017, arXiv:1706.04599.
 
-    The loss is convex in 1/T, so its slope, mean(E_p[log p] - log p[label]), has one root, found by bisection within
-    `TEMPERATURES`; examples that are all right, or all wrong, have none and get the limit.
+    The loss is convex in 1/T, so its derivative, mean(E_p[log p] - log p[label]), has one root, which is found by
+    bisection within `TEMPERATURES`. If all predictions are right, or all wrong, there is no root, and the result is the
+    end of that range.
     """
     logits = log_probs.astype(np.float64)
     target = _of_label(logits, labels)
@@ -150,31 +151,31 @@ def fit_temperature(log_probs: LogProbs, labels: Labels) -> float:
     for _ in range(50):
         middle = (low + high) / 2
         probabilities = np.exp(calibrate(logits, math.exp(-middle)))
-        # What has no probability left must add nothing, rather than 0 * -inf.
+        # A class of probability 0 adds nothing, rather than 0 * -inf.
         expected = np.where(probabilities > 0, probabilities * logits, 0).sum(-1)
         low, high = (low, middle) if (expected - target).mean() > 0 else (middle, high)
     return math.exp(-(low + high) / 2)
 
 
 def calibrate(log_probs: LogProbs, temperature: float) -> LogProbs:
-    """Returns the logarithms of `softmax(log_probs / temperature)`; a temperature above 1 makes them less sure."""
+    """Returns `log_softmax(log_probs / temperature)`; a temperature above 1 lowers the confidence."""
     scaled = log_probs.astype(np.float64) / temperature
     scaled = scaled - scaled.max(-1, keepdims=True)
     return scaled - np.log(np.exp(scaled).sum(-1, keepdims=True))
 
 
 def worst_mistakes(log_probs: LogProbs, labels: Labels, count: int) -> Int[np.ndarray, " k"]:
-    """Returns the positions of the wrong predictions that were surest of themselves, the surest first."""
+    """Returns the positions of the `count` wrong predictions of highest confidence, in descending order."""
     wrong = np.flatnonzero(log_probs.argmax(-1) != labels)
     return wrong[np.argsort(-log_probs[wrong].max(-1), kind="stable")][:count]
 
 
 def confusions(matrix: Counts, count: int) -> list[tuple[int, int, int]]:
-    """Returns the most frequent mistakes as (class, taken for, how often)."""
+    """Returns the most frequent confusions as (true class, predicted class, count)."""
     wrong = matrix - np.diag(np.diag(matrix))
     order = np.argsort(-wrong, axis=None, kind="stable")[:count]
     found = [(int(i // len(matrix)), int(i % len(matrix)), int(wrong.flat[i])) for i in order]
-    return [mistake for mistake in found if mistake[2]]
+    return [confusion for confusion in found if confusion[2]]
 
 
 def _of_label(values: np.ndarray, labels: Labels) -> np.ndarray:

@@ -1,13 +1,13 @@
-"""Predictions of a trained network: a workdir, or a single-file exported model, and any images.
+"""Inference with a trained network, from a workdir or a single-file exported model.
 
 from cnn_jax.inference import load_classifier
-classifier = load_classifier("runs/batchnorm")     # or a file that python -m cnn_jax.export wrote
+classifier = load_classifier("runs/batchnorm")     # or a file written by python -m cnn_jax.export
 probabilities = classifier(["cat.jpg", "dog.png"])  # [2, classes]
 """
 
 from cnn_jax import runtime
 
-runtime.prepare()  # for programs that are not one of the commands; before JAX is imported
+runtime.prepare()  # before JAX is imported; the commands have done it already, other programs have not
 
 from cnn_jax.inference.classifier import Classifier, load_classifier  # noqa: E402
 

@@ -1,11 +1,11 @@
-"""One file that answers: the network with its weights as a program, its preprocessing, and where it came from.
+"""Single-file exported model: a serialized `jax.export` program with weights, preprocessing and a JSON header.
 
-A file is three lines of text, to be read with `head -3`, and the program:
+The file has three lines of text (`head -3 FILE` shows them), followed by the program:
 
     cnn_jax export
     SHA-256 of the next line, in hexadecimal
     JSON: "format", "class_names", "input_size", "preprocessing", "config", "step", "jax", "payload_sha256", ...
-    what `jax.export` serialized: uint8 [batch, height, width, 3] to float32 log-probabilities [batch, classes]
+    `jax.export` payload: uint8 [batch, height, width, 3] to float32 log-probabilities [batch, classes]
 """
 
 import hashlib
@@ -37,17 +37,17 @@ _KEYS = {
     "payload_bytes",
     "payload_sha256",
 }
-_AGAIN = "Make it again from its workdir with python -m cnn_jax.export --workdir=... --output={path}"
+_AGAIN = "Export it again from its workdir: python -m cnn_jax.export --workdir=... --output={path}"
 
 
 def write(path: Path, log_probabilities: Callable[[Any], Any], metadata: dict[str, Any], step: int) -> dict[str, Any]:
-    """Exports a function for any batch size and every platform of `PLATFORMS`; the file is complete or not there.
+    """Exports a function for any batch size and all of `PLATFORMS`; the file is written atomically.
 
     Args:
-      path: the file; one that is there already is replaced.
-      log_probabilities: uint8 `[batch, height, width, 3]` to float32 `[batch, classes]`, compiled by `jax.jit`.
+      path: the file to write or replace.
+      log_probabilities: a jitted function from uint8 `[batch, height, width, 3]` to float32 `[batch, classes]`.
       metadata: what the run recorded: "class_names", "input_size", "preprocessing", "config".
-      step: of the parameters.
+      step: the training step of the parameters.
 
     Returns:
       The header.
@@ -75,19 +75,19 @@ def write(path: Path, log_probabilities: Callable[[Any], Any], metadata: dict[st
             file.writelines(content)
     except OSError as error:
         raise UserError(
-            f"Cannot write --output={path} ({error.strerror}): free space there, or name another."
+            f"Cannot write --output={path} ({error.strerror}): free space there, or choose another file."
         ) from None
     return header
 
 
 def read(path: Path) -> tuple[dict[str, Any], Callable[[Any], Any]]:
-    """Reads a file that `write` made.
+    """Reads an exported model.
 
     Returns:
-      The header, and the function that was exported, compiled for each batch size that it meets.
+      The header, and the exported function, compiled per batch size.
 
     Raises:
-      UserError: the file is damaged, is something else, or was made by a version that is too new or too old.
+      UserError: the file is damaged or not an exported model, or this JAX or cnn_jax cannot read its version.
     """
     try:
         with path.open("rb") as file:
@@ -97,27 +97,27 @@ def read(path: Path) -> tuple[dict[str, Any], Callable[[Any], Any]]:
         raise UserError(f"Cannot read {path} ({error.strerror}).") from None
     if len(payload) < header["payload_bytes"]:
         raise UserError(
-            f"{path} is cut short: {len(payload):,} of {header['payload_bytes']:,} bytes of the program are there. "
+            f"{path} is truncated: it has {len(payload):,} of the program's {header['payload_bytes']:,} bytes. "
             f"{_AGAIN.format(path=path)}"
         )
     if hashlib.sha256(payload).hexdigest() != header["payload_sha256"]:
-        raise UserError(f"{path} is damaged: its program is not what was written. {_AGAIN.format(path=path)}")
+        raise UserError(f"{path} is damaged: the checksum of its program differs. {_AGAIN.format(path=path)}")
     return header, _program(path, header, payload)
 
 
 def _read_header(path: Path, file: Any) -> dict[str, Any]:
     if file.read(len(_MAGIC)) != _MAGIC:
         raise UserError(
-            f"{path} is not an exported model. Make one: python -m cnn_jax.export --workdir=... --output=FILE"
+            f"{path} is not an exported model. Export one: python -m cnn_jax.export --workdir=... --output=FILE"
         )
     checksum, line = file.readline(65), file.readline(_LONGEST_LINE)
     if not line.endswith(b"\n") or hashlib.sha256(line[:-1]).hexdigest().encode() + b"\n" != checksum:
-        raise UserError(f"{path} is damaged: its header is not what was written. {_AGAIN.format(path=path)}")
+        raise UserError(f"{path} is damaged: the checksum of its header differs. {_AGAIN.format(path=path)}")
     header = json.loads(line)
     if header.get("format") != FORMAT:
         raise UserError(
             f"{path} has format {header.get('format')}, and this cnn_jax reads format {FORMAT}. Update cnn_jax, or "
-            "export the workdir anew with this one."
+            "export the workdir again with this version."
         )
     if not header.keys() >= _KEYS:
         raise UserError(f"{path} lacks {', '.join(sorted(_KEYS - header.keys()))}. {_AGAIN.format(path=path)}")
@@ -130,16 +130,16 @@ def _program(path: Path, header: dict[str, Any], payload: bytes) -> Callable[[An
     if platform not in header["platforms"]:
         raise UserError(
             f"{path} runs on {' and '.join(header['platforms'])}, and JAX uses {backend} here: set JAX_PLATFORMS=cpu, "
-            "or answer from the workdir."
+            "or use the workdir instead."
         )
     try:
         program = jax.jit(export.deserialize(bytearray(payload)).call)
-        # Lowering is what meets an operation that this JAX does not know, and takes a fraction of compiling.
+        # Lowering fails if this JAX lacks an operation, and takes a fraction of the time of compiling.
         program.lower(jax.ShapeDtypeStruct((1, *header["input_size"], 3), jnp.uint8))
-    except Exception as error:  # the checksum is right, so the versions do not fit; JAX says it in many ways
+    except Exception as error:  # the checksum matched, so the versions differ; JAX has many errors for this
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"{path} was exported by jax {header['jax']}, and jax {jax.__version__} cannot read it ({reason}). Install "
-            f"jax {header['jax']}, or export the workdir anew with jax {jax.__version__}."
+            f"jax {header['jax']}, or export the workdir again with jax {jax.__version__}."
         ) from None
     return program

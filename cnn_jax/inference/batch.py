@@ -1,4 +1,4 @@
-"""Answers for any number of images, in their order, in bounded memory: decoding runs ahead, beside computing."""
+"""Predictions for any number of image files, in order and in bounded memory; decoding overlaps inference."""
 
 import dataclasses
 import os
@@ -16,17 +16,17 @@ from cnn_jax.inference import Classifier
 from cnn_jax.inference.classifier import BATCH_SIZES
 
 _THREADS = min(8, os.cpu_count() or 1)
-_AHEAD = 2 * BATCH_SIZES[-1]  # images decoded or being decoded: one batch computes while the next one fills
+_AHEAD = 2 * BATCH_SIZES[-1]  # images decoded or being decoded: one batch is computed while the next is filled
 
 
 @dataclasses.dataclass(frozen=True)
-class Answer:
-    """What came of one image.
+class Prediction:
+    """The prediction for one image, or why there is none.
 
     Attributes:
-      name: as it was given, or the path within a folder that was given.
-      probabilities: one a class; None where the image cannot be read.
-      error: why not, in one line that starts with the name; empty where it could be read.
+      name: the image as it was named.
+      probabilities: one per class; None if the image cannot be read.
+      error: why it cannot be read, in one line that starts with the name; empty otherwise.
     """
 
     name: str
@@ -34,19 +34,19 @@ class Answer:
     error: str = ""
 
 
-def stream(
+def predict(
     classifier: Classifier, names: Iterable[str], *, fit: str = "crop", mirror: bool = False
-) -> Iterator[Answer]:
-    """Answers images one after the other; what cannot be read is an answer too.
+) -> Iterator[Prediction]:
+    """Yields one prediction per image, in order. Images that cannot be read are yielded with an error.
 
     Args:
-      classifier: answers batches.
+      classifier: the network.
       names: paths; `-` reads standard input.
-      fit: see `cnn_jax.data.images.fit`.
-      mirror: average over the image and its mirror image.
+      fit: how images are resized (see `cnn_jax.data.images.fit`).
+      mirror: average over each image and its mirror image.
 
     Raises:
-      UserError: the network answers what is not a number.
+      UserError: the probabilities are not finite.
     """
 
     def read(name: str, source: str | bytes) -> UInt8[np.ndarray, "h w 3"]:
@@ -55,30 +55,30 @@ def stream(
         )
 
     batch: list[tuple[str, np.ndarray | str]] = []
-    for name, decoded in _ahead(read, names):
+    for name, decoded in _decode_ahead(read, names):
         try:
             batch.append((name, decoded.result()))
         except UserError as error:
             batch.append((name, str(error)))
         if len(batch) == BATCH_SIZES[-1]:
-            yield from _answer(classifier, batch, mirror)
+            yield from _classify(classifier, batch, mirror)
             batch = []
-    yield from _answer(classifier, batch, mirror)
+    yield from _classify(classifier, batch, mirror)
 
 
-def _ahead(read: Callable[[str, str | bytes], np.ndarray], names: Iterable[str]) -> Iterator[tuple[str, Future]]:
-    """Yields each name and the future of its pixels, in order, while `_AHEAD` of them are under way."""
+def _decode_ahead(read: Callable[[str, str | bytes], np.ndarray], names: Iterable[str]) -> Iterator[tuple[str, Future]]:
+    """Yields each name and the future of its pixels, in order, with at most `_AHEAD` of them pending."""
     pool = ThreadPoolExecutor(_THREADS)
-    waiting: deque[tuple[str, Future]] = deque()
+    pending: deque[tuple[str, Future]] = deque()
     try:
         for name in names:
-            # Not in the pool: no thread can be interrupted that waits for what somebody types.
+            # Standard input is read in this thread: a worker that waits for a user's input cannot be interrupted.
             source = _standard_input() if name == images.STANDARD_INPUT else name
-            waiting.append((name, pool.submit(read, name, source)))
-            if len(waiting) == _AHEAD:
-                yield waiting.popleft()
-        while waiting:
-            yield waiting.popleft()
+            pending.append((name, pool.submit(read, name, source)))
+            if len(pending) == _AHEAD:
+                yield pending.popleft()
+        while pending:
+            yield pending.popleft()
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -87,17 +87,18 @@ def _standard_input() -> bytes:
     return sys.stdin.buffer.read(images.MAX_BYTES + 1) if sys.stdin else b""
 
 
-def _answer(classifier: Classifier, batch: list[tuple[str, np.ndarray | str]], mirror: bool) -> Iterator[Answer]:
+def _classify(classifier: Classifier, batch: list[tuple[str, np.ndarray | str]], mirror: bool) -> Iterator[Prediction]:
+    """Yields the predictions of one batch of (name, pixels or error)."""
     pixels = [result for _, result in batch if not isinstance(result, str)]
     probabilities = iter(classifier(np.stack(pixels), mirror=mirror) if pixels else ())
     for name, result in batch:
         if isinstance(result, str):
-            yield Answer(name, None, result)
+            yield Prediction(name, None, result)
             continue
-        answer = next(probabilities)
-        if not np.isfinite(answer).all():
+        row = next(probabilities)
+        if not np.isfinite(row).all():
             raise UserError(
-                f"The network of {classifier.source} answers {name} with no numbers: the parameters of step "
-                f"{classifier.step} are not finite. Take another --step."
+                f"{classifier.source} predicts NaN for {name}: the parameters of step {classifier.step} are not "
+                "finite. Choose another --step."
             )
-        yield Answer(name, answer)
+        yield Prediction(name, row)

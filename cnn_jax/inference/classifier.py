@@ -1,4 +1,4 @@
-"""A trained network with all that it needs to classify images."""
+"""Image classifier restored from a workdir or an exported file."""
 
 import dataclasses
 import os
@@ -17,28 +17,28 @@ from cnn_jax.data import images as image_files
 from cnn_jax.errors import UserError
 from cnn_jax.transforms.preprocess import Preprocessing
 from cnn_jax.transforms.tta import ITSELF, Views
+from cnn_jax.utils import text
 from cnn_jax.workdir.layout import CHECKPOINT_FOLDER
 
-# Compiling takes seconds, so a few sizes are compiled and batches are filled up to the next.
+# Compiling takes seconds, so only these sizes are compiled; a batch is padded to the next larger one.
 BATCH_SIZES = (1, 16, 128)
-FITS = ("crop", "stretch", "pad")
 
-Photograph = Any  # a path, a PIL image, or uint8 [height, width, 3]
+ImageLike = Any  # a path, a PIL image, or uint8 [height, width, 3]
 
 
 @dataclasses.dataclass(frozen=True)
 class Classifier:
-    """A trained network with all that it needs to answer.
+    """A trained network and everything needed to classify images with it.
 
     Attributes:
-      class_names: one a column of the probabilities.
+      class_names: one per column of the probabilities.
       input_size: height and width of the images that `log_probabilities` takes.
-      preprocessing: what it does to them; the very function that training used.
-      log_probabilities: uint8 `[batch, height, width, 3]` to float32 `[batch, classes]`; compiled for each batch size.
-      source: where it came from, for people.
-      step: the training step of its parameters.
-      metadata: JSON: the configuration and the rest of what the run recorded.
-      model: the network and its variables, where it was restored from a workdir; None where it was exported.
+      preprocessing: the preprocessing of training; part of `log_probabilities`.
+      log_probabilities: uint8 `[batch, height, width, 3]` to float32 `[batch, classes]`; compiled per batch size.
+      source: the path of the workdir or exported file, for messages.
+      step: the training step of the parameters.
+      metadata: what the run recorded, as JSON: "config", "class_names", "input_size", "preprocessing", ...
+      model: the network and its variables {params, batch_stats}; None for an exported file.
     """
 
     class_names: tuple[str, ...]
@@ -51,19 +51,19 @@ class Classifier:
     model: tuple[Any, Any] | None = None
 
     def __call__(
-        self, images: Sequence[Photograph] | np.ndarray, *, fit: str = "crop", mirror: bool = False
+        self, images: Sequence[ImageLike] | np.ndarray, *, fit: str = "crop", mirror: bool = False
     ) -> Float[np.ndarray, "n classes"]:
         """Returns the probabilities of the classes.
 
         Args:
           images: uint8 `[n, height, width, 3]`, or a sequence of paths, PIL images and uint8 arrays
             `[height, width, 3]`, of any size.
-          fit: how an image of another shape becomes the network's: "crop", "stretch" or "pad" (see
-            `cnn_jax.data.images.fit`).
-          mirror: average the probabilities over the image and its mirror image.
+          fit: how images of another size are resized: "crop", "stretch" or "pad" (see `cnn_jax.data.images.fit`).
+          mirror: average the probabilities over each image and its mirror image, in addition to the run's own
+            test-time augmentation.
 
         Raises:
-          UserError: an image cannot be read; it names the file.
+          UserError: an image cannot be read; the message names the file.
         """
         pixels = self.fit(images, fit)
         probabilities = np.exp(self.score(pixels))
@@ -71,21 +71,21 @@ class Classifier:
             probabilities = (probabilities + np.exp(self.score(pixels[:, :, ::-1]))) / 2
         return probabilities
 
-    def fit(self, images: Sequence[Photograph] | np.ndarray, how: str = "crop") -> UInt8[np.ndarray, "n h w 3"]:
-        """Returns the images at `input_size`: what `score` takes."""
+    def fit(self, images: Sequence[ImageLike] | np.ndarray, how: str = "crop") -> UInt8[np.ndarray, "n h w 3"]:
+        """Returns the images at `input_size`, as `score` takes them; the arguments are those of `__call__`."""
         if isinstance(images, np.ndarray) and images.ndim == 4:
             _check_pixels(images)
             if images.shape[1:3] == self.input_size:
                 return images
         if isinstance(images, str | os.PathLike | Image.Image) or getattr(images, "ndim", 4) != 4:
             raise UserError(
-                "The images must be a list, or an array [n, height, width, 3]: put a single one into [...]."
+                "The images must be a list or an array [n, height, width, 3]; pass a single image as [image]."
             )
         fitted = [_read(image, self.input_size, how) for image in images]
         return np.stack(fitted) if fitted else np.zeros((0, *self.input_size, 3), np.uint8)
 
     def score(self, pixels: UInt8[np.ndarray, "n h w 3"]) -> Float[np.ndarray, "n classes"]:
-        """Returns logarithms of probabilities; images go to the device in batches of a few fixed sizes."""
+        """Returns log-probabilities, computed in batches of `BATCH_SIZES`."""
         results = [np.zeros((0, len(self.class_names)), np.float32)]
         for start in range(0, len(pixels), BATCH_SIZES[-1]):
             part = pixels[start : start + BATCH_SIZES[-1]]
@@ -95,15 +95,15 @@ class Classifier:
 
 
 def load_classifier(source: str | os.PathLike, *, step: int | str = "best", lane: int = 0) -> Classifier:
-    """Loads a classifier; no optimizer, no data set and no training code is touched.
+    """Loads a classifier, without the optimizer, the data set or the training code.
 
     Args:
       source: a workdir, or a file that `python -m cnn_jax.export` wrote.
-      step: which checkpoint of a workdir: a number, "latest", or "best" by validation accuracy.
-      lane: which network of a run with several seeds; 0 is that of `config.seed`.
+      step: the checkpoint of a workdir: a number, "latest", or "best" by validation accuracy.
+      lane: index of the seed in a multi-seed run; 0 is the seed `config.seed`.
 
     Raises:
-      UserError: nothing is there, it is damaged, or it has fewer seeds.
+      UserError: there is no such workdir, file, checkpoint or seed, or it is damaged.
     """
     path = Path(source).expanduser()
     if path.is_dir():
@@ -114,29 +114,32 @@ def load_classifier(source: str | os.PathLike, *, step: int | str = "best", lane
 
 
 def _from_workdir(path: Path, step: int | str, lane: int) -> Classifier:
-    # Here, because an exported file is answered without Orbax and Flax, which take most of a second to import.
+    # Imported here, because an exported file needs neither Orbax nor Flax, which take most of a second to import.
     from cnn_jax import models
     from cnn_jax.workdir.checkpoint import restore_model
 
     number, variables, metadata = restore_model(path / CHECKPOINT_FOLDER, step)
-    config, preprocessing = metadata["config"], Preprocessing.from_metadata(metadata["preprocessing"])
-    seeds = config.get("seeds", 1)
-    if lane >= seeds:
-        raise UserError(f"{path} has {seeds} seed{'s' * (seeds > 1)}: --lane={lane} must be below that.")
-    if seeds > 1:
-        variables = jax.tree.map(lambda x: x[lane], variables)
-        # From here on it is the network that a run with this seed alone would have left.
-        metadata |= {"config": config | {"seed": config["seed"] + lane, "seeds": 1}}
-    model = models.build(config["model"], len(metadata["class_names"]), config["dtype"])
+    variables, metadata = _select_seed(path, variables, metadata, lane)
+    described, config = _described(path, metadata), metadata["config"]
+    model = models.build(config["model"], len(described["class_names"]), config["dtype"])
+    scorer = make_scorer(model, variables, described["preprocessing"], Views.from_config(config.get("eval", {})))
     return Classifier(
-        **_described(path, metadata),
-        log_probabilities=jax.jit(
-            make_scorer(model, variables, preprocessing, Views.from_config(config.get("eval", {})))
-        ),
-        source=str(path),
-        step=number,
-        model=(model, variables),
+        **described, log_probabilities=jax.jit(scorer), source=str(path), step=number, model=(model, variables)
     )
+
+
+def _select_seed(
+    path: Path, variables: Any, metadata: dict[str, Any], index: int
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns the variables and metadata that a run with this seed alone would have left."""
+    config = metadata["config"]
+    seeds = config.get("seeds", 1)  # runs of earlier versions have no such key
+    if index >= seeds:
+        raise UserError(f"{path} has {text.count(seeds, 'seed')}: --lane={index} must be below {seeds}.")
+    if seeds == 1:
+        return variables, metadata
+    config = config | {"seed": config["seed"] + index, "seeds": 1}
+    return jax.tree.map(lambda x: x[index], variables), metadata | {"config": config}
 
 
 def _from_exported(path: Path) -> Classifier:
@@ -149,6 +152,7 @@ def _from_exported(path: Path) -> Classifier:
 
 
 def _described(path: Path, metadata: dict[str, Any]) -> dict[str, Any]:
+    """Returns the fields of a `Classifier` that are read from the metadata."""
     try:
         return {
             "class_names": tuple(metadata["class_names"]),
@@ -157,24 +161,29 @@ def _described(path: Path, metadata: dict[str, Any]) -> dict[str, Any]:
             "metadata": metadata,
         }
     except KeyError as error:
-        raise UserError(f"{path} does not say its {error}: an older cnn_jax made it. Train it anew.") from None
+        raise UserError(f"{path} lacks {error}: it was written by an older cnn_jax. Train again.") from None
 
 
-def make_scorer(
-    model: Any, variables: Any, preprocessing: Preprocessing, views: Views = ITSELF
-) -> Callable[[Any], Any]:
-    """Returns the function from stored images, uint8, to logarithms of probabilities."""
+def make_scorer(model: Any, variables: Any, preprocessing: Preprocessing, tta: Views = ITSELF) -> Callable[[Any], Any]:
+    """Returns a function from stored images, uint8 `[batch, height, width, 3]`, to log-probabilities.
+
+    Args:
+      model: the network.
+      variables: its {params, batch_stats}.
+      preprocessing: applied to the images.
+      tta: test-time augmentation; the images alone by default.
+    """
 
     def predict(inputs):
         return model.apply(variables, inputs, train=False)
 
     def log_probabilities(images):
-        return jax.nn.log_softmax(views(predict, preprocessing(jnp.asarray(images))))
+        return jax.nn.log_softmax(tta(predict, preprocessing(jnp.asarray(images))))
 
     return log_probabilities
 
 
-def _read(image: Photograph, size: tuple[int, int], how: str) -> UInt8[np.ndarray, "h w 3"]:
+def _read(image: ImageLike, size: tuple[int, int], how: str) -> UInt8[np.ndarray, "h w 3"]:
     if isinstance(image, np.ndarray):
         _check_pixels(image)
         image = Image.fromarray(image)
@@ -184,9 +193,9 @@ def _read(image: Photograph, size: tuple[int, int], how: str) -> UInt8[np.ndarra
 
 
 def _check_pixels(array: np.ndarray) -> None:
-    """Refuses what would be answered wrongly in silence: pixels scaled to [0, 1], channels that are not RGB."""
+    """Refuses arrays that would be misread without an error: pixels scaled to [0, 1], or channels other than RGB."""
     if array.dtype != np.uint8 or array.shape[-1] != 3 or array.ndim not in (3, 4) or not all(array.shape[-3:]):
         raise UserError(
-            f"An array of images is uint8 [height, width, 3], RGB from 0 to 255; this one is {array.dtype} "
+            f"An array of images must be uint8 [height, width, 3], RGB from 0 to 255; this one is {array.dtype} "
             f"{list(array.shape)}."
         )

@@ -1,4 +1,4 @@
-"""The answer to one picture, as HTML: pictures side by side, the verdict, the classes as bars."""
+"""The prediction for one picture as HTML: pictures, verdict, and the probabilities as bars."""
 
 import base64
 import html
@@ -10,7 +10,7 @@ from PIL import Image
 
 from cnn_jax.page.wording import Verdict, percent
 
-# Colours are the page's own ones made fainter, so that they suit the light and the dark theme.
+# Colours are mixed from the text colour, so that they suit both the light and the dark theme.
 STYLE = """<style>
 .cnn-card { container-type: inline-size; border: 1px solid color-mix(in srgb, currentColor 14%, transparent);
   border-radius: 1rem; padding: 1.25rem; background: color-mix(in srgb, currentColor 2%, transparent); }
@@ -22,11 +22,11 @@ STYLE = """<style>
 .cnn-pictures img.crisp { image-rendering: pixelated; }
 .cnn-pictures figcaption { font-size: 0.8rem; line-height: 1.35; opacity: 0.7; margin-top: 0.4rem;
   overflow-wrap: anywhere; }
-.cnn-answer h3 { font-size: 1.3rem; font-weight: 600; line-height: 1.25; margin: 0 0 0.4rem; padding: 0;
+.cnn-prediction h3 { font-size: 1.3rem; font-weight: 600; line-height: 1.25; margin: 0 0 0.4rem; padding: 0;
   overflow-wrap: anywhere; }
-.cnn-answer p { margin: 0 0 0.35rem; font-size: 0.9rem; line-height: 1.45; opacity: 0.85; }
-.cnn-answer p.note { font-size: 0.8rem; opacity: 0.6; }
-.cnn-answer ol.cnn-bars { display: grid; grid-template-columns: fit-content(8rem) minmax(3rem, 1fr) max-content;
+.cnn-prediction p { margin: 0 0 0.35rem; font-size: 0.9rem; line-height: 1.45; opacity: 0.85; }
+.cnn-prediction p.note { font-size: 0.8rem; opacity: 0.6; }
+.cnn-prediction ol.cnn-bars { display: grid; grid-template-columns: fit-content(8rem) minmax(3rem, 1fr) max-content;
   gap: 0.5rem 0.8rem; align-items: center; align-content: start; list-style: none; margin: 0.8rem 0 0; padding: 0;
   font-size: 0.9rem; line-height: 1.2; }
 .cnn-bars li { display: contents; }
@@ -39,11 +39,11 @@ STYLE = """<style>
 .cnn-bars .first .fill { opacity: 1; }
 .cnn-bars .first .name { font-weight: 600; }
 .unfamiliar .cnn-bars .fill { background: #9a9488; }
-.three .cnn-body, .three .cnn-answer { grid-template-columns: minmax(0, 1fr); }
+.three .cnn-body, .three .cnn-prediction { grid-template-columns: minmax(0, 1fr); }
 .three .cnn-pictures { grid-template-columns: repeat(3, minmax(0, 1fr)); }
 @container (min-width: 34rem) {
-  .three .cnn-answer { display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 0 2rem; }
-  .three .cnn-answer ol.cnn-bars { margin-top: 0.3rem; }
+  .three .cnn-prediction { display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 0 2rem; }
+  .three .cnn-prediction ol.cnn-bars { margin-top: 0.3rem; }
 }
 @container (max-width: 34rem) {
   .cnn-body { grid-template-columns: minmax(0, 1fr); }
@@ -60,28 +60,28 @@ def card(
     """Returns the card of one picture.
 
     Args:
-      pictures: address, caption and whether its pixels are to be seen, of each; see `address`.
-      verdict: the answer in words.
+      pictures: data URI (see `data_uri`), caption, and whether to show its pixels without smoothing.
+      verdict: the prediction in words.
       shares: names and probabilities of the classes to show, the most probable first.
-      note: a line at the end.
+      note: the last line.
     """
     kinds = ["cnn-card", *["unfamiliar"] * (not verdict.familiar), *["three"] * (len(pictures) > 2)]
     bars = "".join(_bar(name, share, place == 0) for place, (name, share) in enumerate(shares))
     return (
         f'<article class="{" ".join(kinds)}"><div class="cnn-body">'
         f'<div class="cnn-pictures">{"".join(_figure(*picture) for picture in pictures)}</div>'
-        f'<div class="cnn-answer"><div><h3>{html.escape(verdict.headline)}</h3>'
+        f'<div class="cnn-prediction"><div><h3>{html.escape(verdict.headline)}</h3>'
         f'<p>{html.escape(verdict.explanation)}</p><p class="note">{html.escape(note)}</p></div>'
         f'<ol class="cnn-bars">{bars}</ol></div></div></article>'
     )
 
 
-def address(image: Image.Image | np.ndarray, kind: str = "PNG") -> str:
-    """Returns an image as an address that holds the image itself, so that it need not be kept anywhere.
+def data_uri(image: Image.Image | np.ndarray, kind: str = "PNG") -> str:
+    """Returns an image as a data URI, so that no file is needed.
 
     Args:
-      image: RGB; as an array, uint8 `[height, width, 3]`.
-      kind: "PNG", which is exact, or "JPEG", which is small.
+      image: RGB; an array is uint8 `[height, width, 3]`.
+      kind: "PNG" (lossless) or "JPEG" (smaller).
     """
     buffer = io.BytesIO()
     (Image.fromarray(image) if isinstance(image, np.ndarray) else image).save(buffer, kind)
@@ -95,7 +95,7 @@ def _figure(source: str, caption: str, crisp: bool) -> str:
 
 
 def _bar(name: str, share: float, first: bool) -> str:
-    # A browser draws a width of NaN as a full bar.
+    # Browsers draw a width of NaN as a full bar.
     width = 100 * share if np.isfinite(share) else 0
     amount = percent(share) if np.isfinite(share) else "?"
     return (

@@ -1,4 +1,4 @@
-"""The pictures that the page is asked about: uploads, and samples that come with scikit-learn."""
+"""The pictures on the page: uploads, and samples from scikit-learn."""
 
 import dataclasses
 from collections.abc import Callable
@@ -12,28 +12,28 @@ from cnn_jax.errors import UserError
 from cnn_jax.inference import Classifier
 from cnn_jax.page import cards
 
-MAX_BYTES = 20 * 2**20  # a file: three times a telephone's photograph
+MAX_BYTES = 20 * 2**20  # per file; a photograph from a telephone has about a third
 
 _THUMBNAIL = (640, 640)
 _PHOTOGRAPHS = {"Temple": "china.jpg", "Flower": "flower.jpg"}
-_DIGITS = {"Digit 0": 0, "Digit 3": 3, "Digit 4": 4, "Digit 7": 7}  # the first of its kind in the data set
+_DIGITS = {"Digit 0": 0, "Digit 3": 3, "Digit 4": 4, "Digit 7": 7}  # the index of the first such digit in the data set
 
 SAMPLES = (*_PHOTOGRAPHS, *_DIGITS)
 ABOUT_SAMPLES = (
     "A temple in China (photograph by danielbuechele, CC BY 2.0), a flower (by vultilion, CC BY 2.0), and handwritten "
-    "digits of 8 x 8 pixels, enlarged (Alpaydin and Kaynak 1998). A network trained on digits may have learned from "
-    "these very ones. The photographs show nothing that CIFAR-10 has a class for: a good network says so."
+    "digits of 8 x 8 pixels, enlarged (Alpaydin and Kaynak 1998). A network trained on digits may have seen these in "
+    "training. The photographs show nothing that belongs to a class of CIFAR-10: a good network says so."
 )
 
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-    """An image that was read.
+    """A decoded picture.
 
     Attributes:
-      name: for people.
-      thumbnail: see `cards.address`.
-      pixels: what the classifier takes.
+      name: shown on the page.
+      thumbnail: a data URI.
+      pixels: the input of `Classifier.score`.
     """
 
     name: str
@@ -42,12 +42,12 @@ class Picture:
 
 
 def read(name: str, decode: Callable[[], Image.Image], classifier: Classifier, fit: str) -> Picture | UserError:
-    """Returns a picture, or what is wrong with it.
+    """Returns a picture, or the error that explains why it cannot be read.
 
     Args:
-      name: for people.
-      decode: returns an image that is RGB and nobody else's.
-      classifier: whose size the picture gets.
+      name: shown on the page.
+      decode: returns a new RGB image, which is modified.
+      classifier: the classifier, to whose input size the picture is fitted.
       fit: see `cnn_jax.data.images.fit`.
     """
     try:
@@ -55,15 +55,15 @@ def read(name: str, decode: Callable[[], Image.Image], classifier: Classifier, f
         pixels = classifier.fit([image], fit)
     except UserError as error:
         return error
-    image.thumbnail(_THUMBNAIL)  # in place: a copy of a large photograph would take as much memory again
-    return Picture(name, cards.address(image, "JPEG"), pixels)
+    image.thumbnail(_THUMBNAIL)  # in place: a copy of a large photograph would double the memory
+    return Picture(name, cards.data_uri(image, "JPEG"), pixels)
 
 
 def decode_upload(name: str, content: bytes) -> Image.Image:
     """Decodes an uploaded file.
 
     Raises:
-      UserError: it is no image, damaged, or too large; it names the file.
+      UserError: it is not an image, damaged, or too large; the message names the file.
     """
     if len(content) > MAX_BYTES:
         raise UserError(f"{name}: more than {MAX_BYTES >> 20} MB; make it smaller first.")
@@ -72,7 +72,7 @@ def decode_upload(name: str, content: bytes) -> Image.Image:
 
 def load_sample(name: str) -> Image.Image:
     """Returns one of `SAMPLES`, RGB."""
-    from sklearn import datasets  # seconds to import, and nothing else on the page needs it
+    from sklearn import datasets  # takes seconds to import; only the samples need it
 
     if name in _PHOTOGRAPHS:
         return Image.fromarray(datasets.load_sample_image(_PHOTOGRAPHS[name]))

@@ -1,1 +1,1 @@
-"""An evaluation as JSON, tables, figures and a page."""
+"""Figures, a diagram of the network, and the HTML report of an evaluation."""

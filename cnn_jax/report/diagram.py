@@ -1,4 +1,4 @@
-"""A network drawn from itself: its modules are watched while JAX traces the forward pass, and nothing is computed."""
+"""Diagram of a network, from its modules and the operations in its traced forward pass; nothing is computed."""
 
 import dataclasses
 import math
@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, Polygon
 
-COLUMNS = 9  # weight layers in a row
+COLUMNS = 9  # layers with weights per row
 _PITCH, _CHIP, _GAP, _TOP, _SLABS = 1.04, 0.36, 0.05, 0.62, 2.05  # inches
 
 _ACTIVATIONS = {
@@ -24,7 +24,7 @@ _ACTIVATIONS = {
     "tanh": "tanh",
 }
 _INK, _GREY = "#1b1f24", "#656d76"
-# Light enough to print black text on; the kind is always written, so that nothing hangs on the colour.
+# Light enough for black text; the kind of a layer is always written too, so colour is redundant.
 _COLOURS = {"Conv": "#a6cee8", "Dense": "#f3c88f", "BatchNorm": "#cfe6d6", "Dropout": "#ead3e3", "input": "#e1e4e8"}
 _OTHER = "#f2f3f5"
 _MARK = "cnn_jax:"
@@ -35,13 +35,13 @@ class Layer:
     """A module of a network, or an operation between two of them.
 
     Attributes:
-      kind: what it is, such as "Conv" or "ReLU".
-      name: the module's name; empty for an operation.
-      shape: of what it returns, for one image.
-      detail: its kernel size, pooling window or rate; may be empty.
-      parameters: how many numbers in it are trained.
-      statistics: how many it keeps without training them.
-      weights: whether it holds a kernel, which begins a new column of the diagram.
+      kind: its type, such as "Conv" or "ReLU".
+      name: the name of the module; empty for an operation.
+      shape: the shape of its output for one image.
+      detail: kernel size, pooling window or dropout rate; may be empty.
+      parameters: the number of parameters.
+      statistics: the number of values in `batch_stats`.
+      weights: whether it has a kernel; such a layer begins a new column of the diagram.
     """
 
     kind: str
@@ -54,29 +54,29 @@ class Layer:
 
 
 def layers(model: nn.Module, variables: Any, image_size: tuple[int, int]) -> list[Layer]:
-    """Returns the modules that the network calls, and what it does between them, in the order of the calls.
+    """Returns the top-level modules of a network and the operations between them, in call order.
 
-    A module within a module counts as part of it. Pooling, activations and changes of shape are found in the traced
-    program; where branches meet, the order is all that is kept of them.
+    Submodules count as part of their parent. Pooling, activations and reshapes are found in the traced program.
+    Branches are listed one after the other.
 
     Args:
       model: the network.
       variables: its params and batch_stats, or their shapes.
-      image_size: height and width of what it sees.
+      image_size: height and width of its input.
     """
     found: list[Layer] = []
 
-    def watch(call, args, kwargs, context):
+    def record(call, args, kwargs, context):
         if context.method_name != "__call__" or len(context.module.path) != 1:
             return call(*args, **kwargs)
-        # Names that pass through to the program: they say where in it a module begins and ends.
+        # These names appear in the traced program and mark where a module begins and ends.
         output = call(checkpoint_name(args[0], _MARK), *args[1:], **kwargs)
         repeated = any(layer.name == context.module.name for layer in found)
         found.append(_module(context.module, output.shape[1:], {} if repeated else variables))
         return checkpoint_name(output, f"{_MARK}{len(found) - 1}")
 
     def forward(variables, images):
-        with nn.intercept_methods(watch):
+        with nn.intercept_methods(record):
             return model.apply(variables, images, train=False)
 
     program = jax.make_jaxpr(forward)(variables, jax.ShapeDtypeStruct((1, *image_size, 3), jnp.float32))
@@ -106,7 +106,7 @@ def _module(module: nn.Module, shape: tuple[int, ...], variables: Any) -> Layer:
 
 
 def _operation(equation: Any) -> list[Layer]:
-    """What people call an equation of the traced program; nothing where they have no word for it."""
+    """Returns the layer that an equation of the traced program stands for; an empty list for other equations."""
     name, shape = equation.primitive.name, equation.outvars[0].aval.shape[1:]
     before = equation.invars[0].aval.shape[1:]
     if name in ("reduce_window_max", "reduce_window_sum"):
@@ -124,17 +124,17 @@ def _operation(equation: Any) -> list[Layer]:
 
 
 def network_diagram(model: nn.Module, variables: Any, image_size: tuple[int, int]) -> Figure:
-    """Draws a network: a slab for what each layer with weights returns, and below it what follows.
+    """Draws a network: one slab per layer with weights, and below it the operations that follow.
 
     Args:
       model: the network.
       variables: its params and batch_stats, or their shapes.
-      image_size: height and width of what it sees.
+      image_size: height and width of its input.
     """
     columns: list[list[Layer]] = []
     for layer in layers(model, variables, image_size):
         if (layer.kind, layer.detail) == ("Dropout", "0"):
-            continue  # it does nothing
+            continue  # no effect
         if layer.weights or not columns:
             columns.append([])
         columns[-1].append(layer)
@@ -146,9 +146,9 @@ def network_diagram(model: nn.Module, variables: Any, image_size: tuple[int, int
     axes.axis("off")
     parameters = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
     statistics = sum(leaf.size for leaf in jax.tree.leaves(variables.get("batch_stats", {})))
-    more = f"The layers also keep {statistics:,} statistics that are not trained." if statistics else ""
+    more = f"The layers also have {statistics:,} statistics that are not trained." if statistics else ""
     axes.text(0.14, height - 0.26, f"{type(model).__name__}: {parameters:,} parameters", size=12, weight="bold")
-    note = "Slabs: what a layer returns; height and depth for the side of the maps, thickness for the channels."
+    note = "Slabs: outputs of layers; height and depth show the spatial size, thickness the number of channels."
     axes.text(0.14, height - 0.48, f"{note} {more}", size=7.5, color=_GREY)
     top = height - _TOP
     for row, space in zip(rows, heights):
@@ -164,7 +164,7 @@ def network_diagram(model: nn.Module, variables: Any, image_size: tuple[int, int
 
 @dataclasses.dataclass(frozen=True)
 class _Slab:
-    """What a layer returns, as a box in oblique projection that is centred on `x`; all in inches."""
+    """The output of a layer, drawn as a box in oblique projection, centred on `x`; all lengths in inches."""
 
     layer: Layer
     x: float
@@ -201,7 +201,7 @@ class _Slab:
 
 
 def _chip(axes: Axes, x: float, top: float, layer: Layer) -> None:
-    """Draws what is known of a layer as a labelled box that hangs from (x, top)."""
+    """Draws the label of a layer in a box whose top centre is (x, top)."""
     width, y = _PITCH - 0.1, top - _CHIP / 2
     axes.add_patch(
         FancyBboxPatch(

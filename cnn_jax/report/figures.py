@@ -1,7 +1,7 @@
-"""Figures for people: each function returns one, light and legible in print.
+"""Figures: each function returns a matplotlib figure.
 
-Blue and orange (Okabe and Ito 2008) differ for every kind of colour vision, and no meaning hangs on the colour alone.
-Nothing here touches pyplot, which keeps every figure and serves one thread.
+Blue and orange (Okabe and Ito 2008) are colour-blind safe, and nothing is encoded by colour alone. pyplot is not used,
+because it keeps every figure in memory and is not thread-safe.
 """
 
 import base64
@@ -48,22 +48,22 @@ def png(figure: Figure, dpi: int = 150) -> bytes:
     """Renders a figure as a PNG file."""
     buffer = io.BytesIO()
     with warnings.catch_warnings():
-        # A class name may be in a script that the font lacks: boxes in its place are no reason to complain.
+        # Class names may have characters that the font lacks; they are drawn as boxes.
         warnings.filterwarnings("ignore", "Glyph .* missing from font")
         figure.savefig(buffer, format="png", dpi=dpi, facecolor="white")
     return buffer.getvalue()
 
 
 def data_uri(image: bytes) -> str:
-    """Returns a PNG file as an address that holds it, for a page without other files."""
+    """Returns the content of a PNG file as a data URI, for a self-contained page."""
     return "data:image/png;base64," + base64.b64encode(image).decode()
 
 
 def learning_curves(records: Records) -> Figure:
     """Draws loss and accuracy of a run over its epochs.
 
-    Training is averaged over each epoch, while the network changes, with dropout and augmentation on; validation is
-    measured at the end of each. So training may lie below validation without anything being wrong.
+    Training values are averages over each epoch, while the network changes, with dropout and augmentation; validation
+    is measured at the end of each epoch. Training accuracy may therefore be below validation accuracy.
 
     Args:
       records: as `cnn_jax.workdir.records.read_metrics` returns them.
@@ -81,7 +81,7 @@ def learning_curves(records: Records) -> Figure:
 
 
 def compare_runs(runs: Mapping[str, Records]) -> Figure:
-    """Draws the validation loss and accuracy of several runs, each named, over their epochs."""
+    """Draws the validation loss and accuracy of several named runs over their epochs."""
     figure = Figure(figsize=(8, 3.3), layout="constrained")
     styles = itertools.cycle(itertools.product(("-", "--", ":"), _COLOURS))
     looks = {name: next(styles) for name in runs}
@@ -94,7 +94,7 @@ def compare_runs(runs: Mapping[str, Records]) -> Figure:
 
 
 def confusion_matrix(matrix: Int[np.ndarray, "classes classes"], class_names: Sequence[str]) -> Figure:
-    """Draws which class (a row) was taken for which (a column), coloured by the share of the row."""
+    """Draws a confusion matrix: rows are true classes, columns predicted ones; the colour is the share of the row."""
     count, names = len(class_names), [_plain(name) for name in class_names]
     written = count <= 20
     side = min(2.6 + 0.42 * count, 9 if written else 14)
@@ -112,8 +112,8 @@ def confusion_matrix(matrix: Int[np.ndarray, "classes classes"], class_names: Se
     if long:
         axes.set_xticks(range(count), names, size=size, rotation=45, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(count), names, size=size)
-    axes.set_xlabel("answered", color=GREY)
-    axes.set_ylabel("is", color=GREY)
+    axes.set_xlabel("predicted class", color=GREY)
+    axes.set_ylabel("true class", color=GREY)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     if written:
@@ -125,7 +125,7 @@ def confusion_matrix(matrix: Int[np.ndarray, "classes classes"], class_names: Se
 
 
 def reliability_diagram(bins: Sequence[Mapping[str, Any]]) -> Figure:
-    """Draws how often the network is right against how sure it is; below, how often it is so sure.
+    """Draws accuracy against confidence, and below it the distribution of the confidence.
 
     Args:
       bins: as `cnn_jax.evaluation.scores.calibration_bins` returns them.
@@ -137,7 +137,7 @@ def reliability_diagram(bins: Sequence[Mapping[str, Any]]) -> Figure:
     full = [row for row in bins if row["count"]]
     left, width = [row["lower"] for row in full], bins[0]["upper"] - bins[0]["lower"]
     upper.bar(left, [row["accuracy"] for row in full], width, align="edge", color="#a6cee8", ec="white")
-    upper.plot([0, 1], [0, 1], "--", color=GREY, lw=1, label="as often as claimed")
+    upper.plot([0, 1], [0, 1], "--", color=GREY, lw=1, label="calibrated")
     upper.plot(
         [row["confidence"] for row in full],
         [row["accuracy"] for row in full],
@@ -147,7 +147,7 @@ def reliability_diagram(bins: Sequence[Mapping[str, Any]]) -> Figure:
         clip_on=False,
         label="measured",
     )
-    upper.set(xlim=(0, 1), ylim=(0, 1), ylabel="Share that is right")
+    upper.set(xlim=(0, 1), ylim=(0, 1), ylabel="Accuracy")
     upper.set_title(f"Expected calibration error {expected_calibration_error(list(bins)):.1%}", size=10, loc="left")
     upper.legend(loc="upper left", frameon=False, fontsize=8)
     total = sum(row["count"] for row in full)
@@ -166,7 +166,7 @@ def mistakes(
     class_names: Sequence[str],
     count: int = 24,
 ) -> Figure:
-    """Draws the wrong predictions that were surest of themselves, the surest first."""
+    """Draws the `count` wrong predictions of highest confidence, in descending order."""
     chosen, names = worst_mistakes(log_probs, labels, count), [_plain(name, 14) for name in class_names]
     if not len(chosen):
         figure = Figure(figsize=(4, 1))
@@ -175,18 +175,22 @@ def mistakes(
     figure, grid = _grid(len(chosen), 6, (1.35, 1.72))
     for axes, index in zip(grid, chosen):
         axes.imshow(images[index], interpolation="nearest")
-        taken = log_probs[index].argmax()
+        predicted = log_probs[index].argmax()
         axes.set_title(
-            f"{names[taken]} · {np.exp(log_probs[index, taken]):.0%}", size=8.5, color=ORANGE, weight="bold", pad=12
+            f"{names[predicted]} · {np.exp(log_probs[index, predicted]):.0%}",
+            size=8.5,
+            color=ORANGE,
+            weight="bold",
+            pad=12,
         )
-        axes.text(0.5, 1.03, f"is {names[labels[index]]}", size=8, ha="center", transform=axes.transAxes, color=INK)
+        axes.text(0.5, 1.03, f"true: {names[labels[index]]}", size=8, ha="center", transform=axes.transAxes, color=INK)
     return figure
 
 
 def filters(kernel: Float[np.ndarray, "height width inputs outputs"]) -> Figure:
-    """Draws the filters of a convolution, as colours where it sees an image, else their mean over the inputs.
+    """Draws the filters of a convolution: in colour for three input channels, otherwise their mean over the inputs.
 
-    Each filter is scaled to its own largest weight: grey is zero, so that its pattern shows, and not its strength.
+    Each filter is scaled to its own largest weight, so that patterns and not magnitudes are compared; grey is zero.
     """
     kernel = np.asarray(kernel, np.float64)
     if kernel.shape[2] != 3:
@@ -201,20 +205,20 @@ def filters(kernel: Float[np.ndarray, "height width inputs outputs"]) -> Figure:
 def augmentations(
     image: UInt8[np.ndarray, "height width 3"], augmentation: Augmentation, count: int = 11, seed: int = 0
 ) -> Figure:
-    """Draws an image and `count` ways in which training may see it."""
+    """Draws an image and `count` random augmentations of it."""
     copies = jnp.asarray(np.repeat(image[None], count, 0), jnp.float32) / 255
     changed = np.asarray(augmentation(copies, rng.stream(rng.root(seed), "augment")))
     figure, grid = _grid(count + 1, 6, (1.35, 1.42))
     for axes, picture in zip(grid, [image, *np.clip(changed, 0, 1)]):
         axes.imshow(picture, interpolation="nearest")
-    grid[0].set_title("as stored", size=9, color=BLUE, weight="bold")
+    grid[0].set_title("original", size=9, color=BLUE, weight="bold")
     for spine in grid[0].spines.values():
         spine.set(visible=True, color=BLUE, lw=2)
     return figure
 
 
 def _grid(count: int, columns: int, cell: tuple[float, float]) -> tuple[Figure, list[Axes]]:
-    """Returns a figure of at least `count` bare axes; each cell is so many inches wide and high."""
+    """Returns a figure and at least `count` axes without ticks; `cell` is the width and height per axes in inches."""
     columns = min(columns, count)
     rows = math.ceil(count / columns)
     figure = Figure(figsize=(max(columns * cell[0], 2), rows * cell[1]), layout="constrained")
@@ -254,18 +258,18 @@ def _finish_curves(axes: Axes, measure: str) -> None:
 
 
 def _of_split(records: Records, split: str, measure: str) -> list[tuple[float, float]]:
-    """The (epoch, value) of a split's records. What was not finite is null in a record, and a gap in a curve."""
+    """Returns (epoch, value) per record of a split. Values that were not finite are NaN, a gap in the curve."""
     return [(r["epoch"], _value(r, measure)) for r in records if r["split"] == split and measure in r]
 
 
 def _per_epoch(records: Records, measure: str) -> list[tuple[float, float]]:
-    """The training records' average over each epoch. A record may lie across the end of one: it is shared out."""
+    """Returns the averages of the training records per epoch; a record may span two epochs and is divided."""
     train = [(r["epoch"], _value(r, measure)) for r in records if r["split"] == "train" and measure in r]
     if not train:
         return []
     ends, values = map(np.array, zip(*train))
     widths, finite = np.diff(ends, prepend=0), np.isfinite(values)
-    # What was left at the end of the last epoch is too little for a point of its own.
+    # The remainder of the last epoch gets a point of its own only if it is longer than a tenth of an epoch.
     edges = np.append(np.arange(math.floor(ends[-1]) + 1), ends[-1:] if ends[-1] % 1 > 0.1 else [])
     sums = [
         np.interp(edges, [0, *ends], [0, *np.cumsum(np.where(finite, part, 0))]) for part in (values * widths, widths)
@@ -283,6 +287,6 @@ def _number(measure: str, value: float) -> str:
 
 
 def _plain(name: str, longest: int = 20) -> str:
-    """A name as it is, and not as a formula, which matplotlib sees between dollar signs."""
+    """Returns a shortened name in which matplotlib does not read dollar signs as formulas."""
     name = name if len(name) <= longest else name[: longest - 1] + "…"
     return name.replace("$", r"\$")

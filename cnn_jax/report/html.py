@@ -1,4 +1,4 @@
-"""An evaluation as one page: index.html holds its figures, so that it can be sent to somebody or printed."""
+"""HTML report of an evaluation: a single page with embedded figures."""
 
 from collections.abc import Callable, Iterator
 from html import escape
@@ -48,7 +48,7 @@ summary { cursor: pointer; color: var(--grey); margin-top: 2.6rem; }
 
 
 class Section(NamedTuple):
-    """A figure of the page: the name of its file, its title, what to see in it, and how it is made."""
+    """A figure of the page: file name, title, explanation, and the function that draws it."""
 
     name: str
     title: str
@@ -59,21 +59,21 @@ class Section(NamedTuple):
 def write(
     directory: Path, workdir: Path, classifier: Any, examples: Any, log_probs: np.ndarray, result: dict[str, Any]
 ) -> Path:
-    """Writes index.html, and beside it each figure as a PNG file for other uses.
+    """Writes index.html, and each figure as a PNG file next to it.
 
     Args:
-      directory: an existing one.
-      workdir: of the run, whose records are the learning curves.
-      classifier: that was scored, from a workdir.
-      examples: what it was scored on.
-      log_probs: its predictions `[n, classes]`.
-      result: the evaluation (see `cnn_jax.evaluation.results`).
+      directory: an existing folder.
+      workdir: the workdir of the run, whose records give the learning curves.
+      classifier: the evaluated classifier, restored from a workdir.
+      examples: the examples that it was evaluated on (see `cnn_jax.evaluation.dataset`).
+      log_probs: the log-probabilities of the examples, `[n, classes]`.
+      result: the result of the evaluation (see `cnn_jax.evaluation.results`).
 
     Returns:
-      The page.
+      The path of the page.
 
     Raises:
-      UserError: the directory cannot be written.
+      UserError: the folder cannot be written to.
     """
     page = directory / "index.html"
     try:
@@ -86,7 +86,7 @@ def write(
         with files.replacing(page) as file:
             file.write(_page(workdir, classifier, result, parts))
     except OSError as error:
-        raise UserError(f"Cannot write to --report={directory}: {error.strerror}. Take another folder.") from None
+        raise UserError(f"Cannot write to --report={directory}: {error.strerror}. Choose another folder.") from None
     return page
 
 
@@ -97,30 +97,30 @@ def _sections(
     worst = scores.worst_mistakes(log_probs, examples.labels, MISTAKES)
     yield Section(
         "confusion_matrix",
-        "What it takes for what",
-        "A row for what the images are, a column for what was answered. The diagonal is right; the darker a square "
-        "beside it, the larger the share of that row which was taken for something else.",
+        "Confusion matrix",
+        "One row per true class, one column per predicted class. Right predictions are on the diagonal; the darker a "
+        "cell off the diagonal, the larger the share of its row that was confused with that class.",
         lambda: figures.confusion_matrix(matrix, names),
     )
     yield Section(
         "mistakes",
-        "The mistakes it was surest of",
-        "Above each image what was answered, how sure the network was, and what the image is.",
+        "Mistakes of highest confidence",
+        "Above each image: the predicted class, its probability, and the true class.",
         lambda: figures.mistakes(examples.images(worst), examples.labels[worst], log_probs[worst], names, MISTAKES),
     )
     yield Section(
         "reliability",
-        "Is it as good as it claims?",
-        "Of the answers given with a confidence of 80%, 80% should be right: bars on the dashed line. Bars below it "
-        "are overconfidence. The small panel says how many answers there are of each confidence.",
+        "Calibration",
+        "In a calibrated network, 80% of the predictions with a confidence of 80% are right, and the bars end on the "
+        "dashed line. Bars below it show overconfidence. The lower panel shows the distribution of the confidence.",
         lambda: figures.reliability_diagram(result["calibration_bins"]),
     )
     records = read_metrics(workdir)
     if records:
         yield Section(
             "learning_curves",
-            "How it learned",
-            "Training is averaged over each epoch, dropout and augmentation on; validation is measured at its end.",
+            "Learning curves",
+            "Training values are averages over each epoch, with dropout and augmentation; validation is at its end.",
             lambda: figures.learning_curves(records),
         )
     model, variables = classifier.model
@@ -130,14 +130,14 @@ def _sections(
     if first is not None:
         yield Section(
             "filters",
-            "What the first layer looks for",
-            "Its filters, each scaled to its own largest weight; grey is zero.",
+            "Filters of the first layer",
+            "Each filter is scaled to its own largest weight; grey is zero.",
             lambda: figures.filters(np.asarray(first)),
         )
     yield Section(
         "network",
         "The network",
-        "Drawn from the network itself: under each slab what is done, in order, with the numbers that are trained.",
+        "One slab per layer with weights; below it, the operations in order and the number of trained parameters.",
         lambda: figures.network_diagram(model, variables, (size, size) if size else classifier.input_size),
     )
 
@@ -156,8 +156,8 @@ def _page(workdir: Path, classifier: Any, result: dict[str, Any], parts: dict[st
     config = flatten(classifier.metadata["config"])
     table = _table(("class", "precision", "recall", "F1", "images"), results.class_rows(result))
     classes = (
-        "<section><h2>Class by class</h2><p>Precision: of what it called so, the share that is. Recall: of what is, "
-        f"the share that it called so.</p>{table}</section>"
+        "<section><h2>Scores per class</h2><p>Precision: share of the predictions of a class that are right. Recall: "
+        f"share of a class that is found.</p>{table}</section>"
     )
     scores_table = (
         f"<section><h2>All scores</h2>{_temperature(result)}{_table(('', ''), results.rows(result))}</section>"
@@ -178,8 +178,8 @@ def _temperature(result: dict[str, Any]) -> str:
     if result["temperature"] is None:
         return ""
     return (
-        "<p>Temperature: what the logits are divided by, so that on the validation images of the run the network is "
-        "right as often as it claims. It changes how sure an answer is, and no answer.</p>"
+        "<p>Temperature: the logits are divided by it, so that the confidences match the accuracy on the validation "
+        "split of the run. It does not change which class is predicted.</p>"
     )
 
 

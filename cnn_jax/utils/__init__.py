@@ -1,1 +1,1 @@
-"""Small tools that know nothing of images or networks."""
+"""Utilities that are independent of images and networks."""

@@ -1,4 +1,4 @@
-"""Fetching a file once: with a progress bar, a checksum, and no loss when it is interrupted."""
+"""Download of a file, with a progress bar, a checksum, and resumption after an interruption."""
 
 import hashlib
 import threading
@@ -16,18 +16,19 @@ _BLOCK = 1 << 20
 
 
 def fetch(url: str, path: Path, digest: str, remedy: str) -> Path:
-    """Downloads `url` to `path`, unless it is there already, and verifies it in either case.
+    """Downloads `url` to `path`, unless that file exists, and verifies the file in either case.
 
-    An interrupted download leaves `path` + ".partial", from which the next call goes on.
+    An interrupted download leaves `path` + ".partial", from which the next call resumes.
 
     Args:
       url: the address.
-      path: where to put the file.
-      digest: what its content must hash to; see `verify`.
-      remedy: the end of the error message: what to do where there is no network.
+      path: the file to write.
+      digest: the expected checksum; see `verify`.
+      remedy: the end of the error message: what to do without a network.
 
     Raises:
-      UserError: no answer within `CONNECT_SECONDS`, no place to put it, or the content is not what it should be.
+      UserError: the server does not respond within `CONNECT_SECONDS`, the file cannot be written, or its checksum
+        differs.
     """
     if path.exists():
         verify(path, digest)
@@ -42,23 +43,23 @@ def fetch(url: str, path: Path, digest: str, remedy: str) -> Path:
     try:
         verify(partial, digest)
     except UserError:
-        partial.unlink()  # it is complete and wrong: going on from it could never end well
+        partial.unlink()  # it is complete but wrong, so resuming from it would fail again
         raise
     partial.rename(path)
     return path
 
 
 def verify(path: Path, digest: str) -> None:
-    """Raises a `UserError` unless the content of `path` hashes to `digest`: a SHA-256 in hexadecimal, or "md5:..."."""
+    """Raises a `UserError` unless `path` has the checksum `digest`: a SHA-256 in hexadecimal, or "md5:..."."""
     name, _, expected = digest.rpartition(":")
     name = name or "sha256"
     with path.open("rb") as file:
-        # MD5 protects against damage here, not against an attacker: some systems provide it for that alone.
+        # MD5 detects damage here, not attacks; systems that restrict MD5 allow it for that purpose only.
         actual = hashlib.file_digest(file, lambda: hashlib.new(name, usedforsecurity=False)).hexdigest()
     if actual != expected:
         raise UserError(
             f"{path} ({path.stat().st_size:,} bytes) is damaged, truncated or another file: its {name.upper()} is "
-            f"{actual[:16]}..., it should be {expected[:16]}.... Remove it and fetch it again."
+            f"{actual[:16]}..., it should be {expected[:16]}.... Remove it and download it again."
         )
 
 
@@ -68,7 +69,7 @@ def _download(url: str, partial: Path) -> None:
         response = _open(url, have)
     except urllib.error.HTTPError as error:
         error.close()
-        if error.code == 416 and have:  # nothing is left to send: the caller verifies what is there
+        if error.code == 416 and have:  # the file is already complete; the caller verifies it
             return
         raise
     with response, progress.bar(DownloadColumn()) as bar:
@@ -83,7 +84,9 @@ def _download(url: str, partial: Path) -> None:
                 bar.advance(task, len(block))
         missing = int(length or 0) - (partial.stat().st_size - start)
         if missing > 0:
-            raise OSError(f"the connection broke off {missing:,} bytes before the end; repeat to go on from there")
+            raise OSError(
+                f"the connection was closed {missing:,} bytes before the end; run the command again to resume"
+            )
 
 
 def _open(url: str, have: int):
@@ -96,12 +99,12 @@ def _open(url: str, have: int):
         except OSError as error:
             result.append(error)
 
-    # A thread, because no time-out of urllib bounds the look-up of a name, which can take a minute.
+    # In a thread, because the time-out of urllib does not cover the DNS lookup, which can take a minute.
     thread = threading.Thread(target=connect, daemon=True)
     thread.start()
     thread.join(CONNECT_SECONDS + 1)
     if not result:
-        raise TimeoutError(f"no answer in {CONNECT_SECONDS} seconds")
+        raise TimeoutError(f"no response in {CONNECT_SECONDS} seconds")
     if isinstance(result[0], Exception):
         raise result[0]
     return result[0]

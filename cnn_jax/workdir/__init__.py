@@ -1,1 +1,1 @@
-"""What a run leaves on disk, and how it reports."""
+"""The files of a run: checkpoints, records, provenance; and its progress report."""

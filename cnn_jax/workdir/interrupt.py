@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a request to stop at the next good moment."""
+"""Ctrl-C and SIGTERM as a request to stop after the current steps."""
 
 import os
 import signal
@@ -6,27 +6,27 @@ from types import FrameType
 
 
 class Interrupt:
-    """While its `with` block runs, the first SIGINT or SIGTERM is noted; a second one ends the process at once.
+    """Context in which the first SIGINT or SIGTERM is recorded, and a second one terminates the process.
 
     Attributes:
-      signal: what came, or None.
+      signal: the recorded signal, or None.
     """
 
     def __init__(self) -> None:
-        """Nothing has come yet."""
+        """Starts without a signal."""
         self.signal: signal.Signals | None = None
 
     def __enter__(self) -> "Interrupt":
-        self._previous = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        self._previous = {number: signal.signal(number, self._record) for number in (signal.SIGINT, signal.SIGTERM)}
         return self
 
     def __exit__(self, *_) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _record(self, number: int, frame: FrameType | None) -> None:
         del frame
-        os.write(2, b"\nStopping after these steps; once more stops at once, and loses them.\n")
+        os.write(2, b"\nStopping after the current steps. Repeat to stop immediately and lose them.\n")
         self.signal = signal.Signals(number)
         for each in self._previous:
             signal.signal(each, signal.SIG_DFL)

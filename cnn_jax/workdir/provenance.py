@@ -1,4 +1,4 @@
-"""Provenance of a run: the source, versions, flags and hardware under which its numbers were computed."""
+"""Provenance of a run: the source, versions, flags and hardware that computed its numbers."""
 
 import json
 import os
@@ -15,25 +15,25 @@ from cnn_jax.utils import files
 from cnn_jax.utils.source import revision
 from cnn_jax.workdir.layout import PROVENANCE_FILE
 
-SOURCE = ("commit", "dirty", "versions.cnn_jax")  # the fields that say which code ran
+SOURCE = ("commit", "dirty", "versions.cnn_jax")  # the fields that identify the code
 
 _PACKAGES = ("cnn_jax", "jax", "jaxlib", "flax", "optax", "numpy", "orbax-checkpoint", "ml_collections")
-# Every other field decides numbers, or may. The number of cores does: XLA splits sums among them.
+# All other fields may change numbers; even the number of cores does, because XLA divides sums among them.
 _RECORDED_ONLY = (
     "versions.python",
     "versions.orbax-checkpoint",
     "versions.ml_collections",
     "platform",
-    "environment.JAX_PLATFORMS",  # which `devices` tells
+    "environment.JAX_PLATFORMS",  # recorded as `devices`
 )
 
 
 def collect(layout: dict[str, str | None] | None = None, data: str | None = None) -> dict[str, Any]:
-    """Returns the provenance of what this process computes; JSON.
+    """Returns the provenance of the computations of this process, as JSON.
 
     Args:
-      layout: how the run's steps and seeds are dispatched: `cnn_jax.parallel.placement.Placement.layout`.
-      data: fingerprint of the images and labels.
+      layout: how the steps and seeds of the run are executed (`Placement.layout`).
+      data: the fingerprint of the images and labels.
     """
     return {
         **revision(config_lib.ROOT, ("cnn_jax", "configs")),
@@ -50,7 +50,7 @@ def collect(layout: dict[str, str | None] | None = None, data: str | None = None
 
 
 def differences(before: dict[str, Any], after: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Returns the fields that decide numbers and differ: `{"versions.jax": ("0.10.2", "0.12.0")}`.
+    """Returns the differing fields that may change numbers: `{"versions.jax": ("0.10.2", "0.12.0")}`.
 
     A field that is missing counts as None.
     """
@@ -60,7 +60,7 @@ def differences(before: dict[str, Any], after: dict[str, Any]) -> dict[str, tupl
 
 
 def describe(differing: dict[str, tuple[Any, Any]]) -> str:
-    """Returns what `differences` found as part of a sentence: "jax 0.12.0 (was 0.10.2), cores 1 (was 2)"."""
+    """Returns the result of `differences` as part of a sentence: "jax 0.12.0 (was 0.10.2), cores 1 (was 2)"."""
 
     def show(name: str, value: Any) -> str:
         return str(value)[:7] if name == "commit" and value else str(value)
@@ -72,14 +72,14 @@ def describe(differing: dict[str, tuple[Any, Any]]) -> str:
 
 
 def record(workdir: Path, step: int, provenance: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Records that the steps of a run from `step` on are computed under `provenance`.
+    """Records the provenance of the steps of a run from `step` on.
 
-    The file holds segments, `{"from_step": step, "provenance": {...}}`, in order. A new one is added only where
-    something differs from the last; those that begin at `step` or later describe steps that are now computed again,
-    and are dropped.
+    The file is a list of segments, `{"from_step": step, "provenance": {...}}`, in order. A segment is added only if the
+    provenance differs from the previous one. Segments that begin at `step` or later are dropped, because their steps
+    are computed again.
 
     Returns:
-      What differs, of the fields that decide numbers, from the provenance of the step before.
+      The `differences` from the provenance of the previous step.
 
     Raises:
       UserError: the file is damaged.
@@ -94,7 +94,7 @@ def record(workdir: Path, step: int, provenance: dict[str, Any]) -> dict[str, tu
 
 
 def read(workdir: Path) -> list[dict[str, Any]]:
-    """Returns the segments of a run (see `record`); empty where none were recorded.
+    """Returns the segments of a run (see `record`); an empty list if none were recorded.
 
     Raises:
       UserError: the file is damaged.
@@ -104,7 +104,7 @@ def read(workdir: Path) -> list[dict[str, Any]]:
         segments = json.loads(path.read_text()) if path.exists() else []
         return [{"from_step": int(each["from_step"]), "provenance": dict(each["provenance"])} for each in segments]
     except (ValueError, TypeError, KeyError):
-        raise UserError(f"{path} is damaged: restore it, or delete it to resume without what it recorded.") from None
+        raise UserError(f"{path} is damaged: restore it, or delete it to resume without its records.") from None
 
 
 def _version(package: str) -> str | None:
@@ -115,7 +115,7 @@ def _version(package: str) -> str | None:
 
 
 def _environment() -> dict[str, str]:
-    """The variables that are set and decide what XLA compiles; not those of the compilation cache."""
+    """Returns the environment variables that affect what XLA compiles, except those of the compilation cache."""
     names = [n for n in os.environ if n.startswith("JAX_") and "CACHE" not in n]
     names += ["XLA_FLAGS", "NVIDIA_TF32_OVERRIDE"]
     return {name: os.environ[name] for name in sorted(names) if os.environ.get(name)}

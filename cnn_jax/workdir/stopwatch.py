@@ -1,4 +1,4 @@
-"""How long the parts of a run take, with what JAX compiles apart from it."""
+"""Seconds per part of a run, with compilation measured separately."""
 
 import contextlib
 import time
@@ -7,26 +7,29 @@ from collections.abc import Iterator
 
 from jax import monitoring
 
-_COMPILING = "/jax/core/compile/"  # tracing, lowering and compiling; not the cache's estimates of what it saved
+_COMPILING = (
+    "/jax/core/compile/"  # tracing, lowering and compiling; excludes the savings that the compilation cache reports
+)
 
 
 class Stopwatch:
-    """Adds up seconds by name; those spent compiling go to "compile".
+    """Adds up seconds by name; compilation counts as "compile".
 
-    Whoever compares with a framework that does not compile, or trains twice, wants the two apart.
+    They are separate because compilation takes place once, whatever the number of epochs, and other frameworks have
+    none.
 
     Attributes:
-      seconds: by name.
+      seconds: the total by name.
     """
 
     def __init__(self):
-        """Begins with nothing measured."""
+        """Starts without measurements."""
         self.seconds: dict[str, float] = defaultdict(float)
-        self._spans: list[tuple[float, float]] = []  # of compiling: disjoint, in order
+        self._spans: list[tuple[float, float]] = []  # start and end of each compilation; disjoint and ordered
 
     @contextlib.contextmanager
     def measure(self, name: str) -> Iterator[None]:
-        """Measures a block, which must wait for the device itself; blocks must not be nested."""
+        """Measures a block, which must block until the device is done; blocks must not be nested."""
         self._spans.clear()
         monitoring.register_event_duration_secs_listener(self._listen)
         begin = time.perf_counter()
@@ -34,16 +37,16 @@ class Stopwatch:
             yield
         finally:
             monitoring.unregister_event_duration_listener(self._listen)
-            compiling = sum(end - start for start, end in self._spans)
-            self.seconds["compile"] += compiling
-            self.seconds[name] += time.perf_counter() - begin - compiling
+            compilation = sum(end - start for start, end in self._spans)
+            self.seconds["compile"] += compilation
+            self.seconds[name] += time.perf_counter() - begin - compilation
 
     def _listen(self, event: str, duration: float, **_) -> None:
         if not event.startswith(_COMPILING):
             return
         end = time.perf_counter()
         start = end - duration
-        # Tracing a function traces those that it calls, which were reported before it.
+        # Inner functions are traced within outer ones and reported first; the outer span covers them.
         while self._spans and self._spans[-1][0] >= start:
             self._spans.pop()
         self._spans.append((max(start, self._spans[-1][1]) if self._spans else start, end))

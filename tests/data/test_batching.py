@@ -1,4 +1,4 @@
-"""Padding adds rows that count for nothing, and loses none."""
+"""Padding adds masked rows and keeps all others."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Loading each kind of data set, and what is said where it cannot be."""
+"""Loading each kind of data set, and the errors."""
 
 import hashlib
 import io
@@ -45,7 +45,8 @@ def test_digits():
 
 class TestFolder:
     def test_train_and_test(self, photographs):
-        root = photographs("train/cat/1.png", "train/cat/deep/2.JPG", "train/dog/1.png", "test/dog/1.png")
+        hidden = ("train/cat/.trash/3.png", "train/dog/.2.png")
+        root = photographs("train/cat/1.png", "train/cat/deep/2.JPG", "train/dog/1.png", "test/dog/1.png", *hidden)
         dataset = data.load(config(name="folder", dir=str(root), validation=0.0, image_size=16))
         assert dataset.class_names == ("cat", "dog")
         assert dataset.train.labels.tolist() == [0, 0, 1] and dataset.test.labels.tolist() == [1]
@@ -99,7 +100,7 @@ CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 
 @pytest.fixture
 def archive(tmp_path, monkeypatch):
-    """CIFAR-10's archive in small: 20 random images in each of its six files, with its checksum made known."""
+    """A small CIFAR-10 archive with 20 random images in each of its six files; its checksum is patched in."""
     generator = np.random.RandomState(0)
     path = tmp_path / "tfds" / cifar10.ARCHIVE
     path.parent.mkdir()
@@ -188,7 +189,7 @@ def test_other_tfds_sets_say_how_to_prepare_them(tmp_path):
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")
 def test_another_tfds_set_of_grey_images(tmp_path):
-    """What holds for CIFAR-10 holds for any: here MNIST, made of random images, without TensorFlow."""
+    """Other data sets work like CIFAR-10: here MNIST with random images, prepared without TensorFlow."""
     from tensorflow_datasets.image_classification import mnist
 
     class MNIST(mnist.MNIST, skip_registration=True):

@@ -1,4 +1,4 @@
-"""Reading photographs: every kind of file becomes the pixels that a person would see."""
+"""Every kind of image file is decoded to the pixels that an image viewer shows."""
 
 import io
 
@@ -61,7 +61,7 @@ def test_sixteen_bits_are_scaled_not_clipped():
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation_is_applied(rgb, orientation):
-    """A camera stores the sensor's rows and says how it was held: all eight ways show the same photograph."""
+    """All eight EXIF orientations of a photograph are decoded to the same pixels."""
     undo = {
         1: lambda x: x,
         2: lambda x: x[:, ::-1],
@@ -121,7 +121,7 @@ def test_missing_files_text_and_bombs_are_named(tmp_path, monkeypatch, rgb):
 
 
 def test_other_kinds_of_file_are_not_images(rgb):
-    """Pillow reads dozens of formats; what no camera writes is not worth its risk."""
+    """Pillow supports dozens of formats that no camera writes; they are refused."""
     for kind in ("ico", "tga", "pcx"):
         with pytest.raises(UserError, match="not an image that can be read"):
             images.decode(encode(Image.fromarray(rgb), kind))
@@ -134,15 +134,14 @@ def test_floating_point_is_scaled_by_the_smallest_white_that_fits():
         np.testing.assert_allclose(read(encode(Image.fromarray(grey), "tiff")), expected, atol=1)
 
 
-def test_upright_once(rgb):
-    """What was turned upright is not turned again when it is given to a classifier."""
+def test_an_upright_image_is_not_rotated_again(rgb):
     exif = Image.Exif()
     exif[0x0112] = 6
     once = images.decode(encode(Image.fromarray(rgb), exif=exif))
     np.testing.assert_array_equal(np.asarray(images.to_rgb(once)), np.asarray(once))
 
 
-def test_an_image_that_is_given_stays_as_it_is(rgb):
+def test_the_given_image_is_not_modified(rgb):
     given = Image.fromarray(rgb)
     given.info["dpi"] = (72, 72)
     converted = images.to_rgb(given)

@@ -2,13 +2,13 @@ import numpy as np
 import pytest
 from conftest import stage
 
-from cnn_jax.data.splits import ArraySource, cut, stratified
+from cnn_jax.data.splits import ArraySource, make_splits, stratified
 from cnn_jax.errors import UserError
 
 
 @pytest.fixture
 def source():
-    """100 images of four classes, unequal in number; an image shows its own position."""
+    """100 images of four classes, unequal in number; every pixel of an image is its position."""
     labels = np.random.RandomState(0).permutation(np.repeat([0, 1, 2, 3], [40, 30, 20, 10])).astype(np.int32)
     array = np.tile(np.arange(100, dtype=np.uint8)[:, None, None, None], (1, 2, 2, 3))
     return ArraySource(("a", "b", "c", "d"), labels, array)
@@ -25,7 +25,7 @@ def counts(split):
 
 
 def test_validation_then_train_examples(source):
-    dataset = cut("toy", source, source, config(validation=20.0, train_examples=40))
+    dataset = make_splits("toy", source, source, config(validation=20.0, train_examples=40))
     assert counts(dataset.validation) == [8, 6, 4, 2]
     assert counts(dataset.train) == [16, 12, 8, 4]
     assert len(dataset.test) == 100
@@ -35,15 +35,15 @@ def test_validation_then_train_examples(source):
 
 
 def test_a_fraction_or_none(source):
-    assert counts(cut("toy", source, source, config(validation=0.1)).validation) == [4, 3, 2, 1]
-    dataset = cut("toy", source, source, config(validation=0.0))
+    assert counts(make_splits("toy", source, source, config(validation=0.1)).validation) == [4, 3, 2, 1]
+    dataset = make_splits("toy", source, source, config(validation=0.0))
     assert (len(dataset.validation), len(dataset.train)) == (0, 100)
     assert dataset.validation.images().shape == (0, 2, 2, 3)
 
 
 def test_a_test_split_where_there_is_none_stays_the_same(source):
     tests = [
-        cut("toy", source, None, config(validation=validation, train_examples=n)).test.indices
+        make_splits("toy", source, None, config(validation=validation, train_examples=n)).test.indices
         for validation, n in [(0.0, 0), (0.5, 10), (30.0, 20)]
     ]
     assert len(tests[0]) == 20
@@ -53,27 +53,27 @@ def test_a_test_split_where_there_is_none_stays_the_same(source):
 
 def test_the_draw_is_seeded(source):
     first, again, other = (
-        cut("toy", source, source, config(split_seed=seed)).validation.indices.tolist() for seed in (0, 0, 1)
+        make_splits("toy", source, source, config(split_seed=seed)).validation.indices.tolist() for seed in (0, 0, 1)
     )
     assert first == again != other
 
 
 def test_more_training_examples_hold_fewer_validation_examples_constant(source):
-    small, large = (cut("toy", source, source, config(train_examples=n)) for n in (10, 80))
+    small, large = (make_splits("toy", source, source, config(train_examples=n)) for n in (10, 80))
     np.testing.assert_array_equal(small.validation.indices, large.validation.indices)
 
 
 @pytest.mark.parametrize(
     "changes, says",
     [
-        ({"validation": 101.0}, "config.data.validation asks for 101 images, but toy has only 100"),
-        ({"train_examples": 91}, "config.data.train_examples asks for 91 images, but toy has only 90"),
+        ({"validation": 101.0}, "config.data.validation needs 101 images, but toy has only 100 left"),
+        ({"train_examples": 91}, "config.data.train_examples needs 91 images, but toy has only 90 left"),
         ({"validation": 100.0}, "The train split of toy is empty"),
     ],
 )
 def test_too_few_images(source, changes, says):
     with pytest.raises(UserError, match=says):
-        cut("toy", source, source, config(**changes))
+        make_splits("toy", source, source, config(**changes))
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 7, 50, 99, 100])
@@ -86,7 +86,7 @@ def test_stratified_shares_are_within_one_image(count):
     assert (np.abs(np.bincount(labels[chosen], minlength=7) - share) < 1).all()
 
 
-def test_the_draw_is_the_same_for_ever():
-    """Written down once: another draw would make recorded numbers incomparable."""
+def test_the_draw_never_changes():
+    """Recorded numbers are only comparable for the same draw."""
     chosen, _ = stratified(np.repeat([0, 1], 10).astype(np.int32), np.arange(20), 6, (0, 1))
     assert chosen.tolist() == [0, 4, 9, 13, 17, 18]

@@ -1,12 +1,13 @@
-"""Scores of recorded predictions equal scikit-learn's, and calibration does what Guo et al. say."""
+"""Scores equal those of scikit-learn, and calibration is that of Guo et al."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from sklearn import metrics as sk
-from test_metrics import update
 
 from cnn_jax.evaluation import scores
-from cnn_jax.training.metrics import NAMES, summarise
+from cnn_jax.training.metrics import NAMES, Classification, summarise
 
 
 def log_softmax(logits):
@@ -67,9 +68,12 @@ def test_equal_scikit_learn(case):
         )
 
 
-def test_equal_what_training_records():
+def test_equal_the_metrics_of_training():
     log_probs, labels = draw(300, 10)
-    recorded = summarise(update(log_probs, labels))
+    loss = -log_probs[np.arange(len(labels)), labels]
+    outputs = {"logits": log_probs, "labels": labels, "loss": loss, "mask": np.ones(len(labels), bool)}
+    counts = Classification.single_from_model_output(**jax.tree.map(jnp.asarray, outputs))
+    recorded = summarise(counts)
     for name in NAMES:
         assert scores.summarise(log_probs, labels)[name] == pytest.approx(float(recorded[name]), rel=1e-5), name
 
@@ -133,7 +137,7 @@ def test_a_temperature_that_does_not_exist_is_the_limit():
     assert scores.fit_temperature(log_probs, log_probs.argmax(-1)) == pytest.approx(scores.TEMPERATURES[0])
 
 
-def test_calibrating_changes_no_answer():
+def test_calibration_changes_no_prediction():
     log_probs, _ = CASES["usual"]
     np.testing.assert_allclose(scores.calibrate(log_probs, 1.0), log_probs, atol=1e-6)
     np.testing.assert_array_equal(scores.calibrate(log_probs, 3.0).argmax(-1), log_probs.argmax(-1))

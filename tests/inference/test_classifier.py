@@ -1,4 +1,4 @@
-"""A workdir alone answers, with the pixels and the numbers that training saw."""
+"""A workdir suffices to classify images, with the preprocessing and the numbers of training."""
 
 import subprocess
 import sys
@@ -34,7 +34,7 @@ def test_equals_what_training_recorded_of_the_test_split(classifier, trained, sm
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, BATCH_SIZES[1] + 1, BATCH_SIZES[-1] + 1])
-def test_an_answer_does_not_depend_on_what_is_beside_it(classifier, count):
+def test_a_prediction_does_not_depend_on_the_rest_of_the_batch(classifier, count):
     pixels = np.random.RandomState(0).randint(0, 256, (count, 32, 32, 3)).astype(np.uint8)
     together = classifier(pixels)
     assert together.shape == (count, 10)
@@ -45,16 +45,16 @@ def test_an_answer_does_not_depend_on_what_is_beside_it(classifier, count):
 def test_paths_images_and_arrays_are_the_same(classifier, tmp_path):
     pixels = np.random.RandomState(0).randint(0, 256, (48, 32, 3)).astype(np.uint8)
     Image.fromarray(pixels).save(tmp_path / "image.png")
-    answers = classifier([tmp_path / "image.png", str(tmp_path / "image.png"), Image.fromarray(pixels), pixels])
-    for answer in answers[1:]:
-        np.testing.assert_array_equal(answer, answers[0])
-    np.testing.assert_allclose(classifier(pixels[None]), answers[:1], rtol=1e-5)
-    np.testing.assert_allclose(answers[0], classifier(pixels[None, 8:40])[0], rtol=1e-4)
-    assert (classifier([pixels], fit="stretch") != answers[:1]).any()
+    predictions = classifier([tmp_path / "image.png", str(tmp_path / "image.png"), Image.fromarray(pixels), pixels])
+    for prediction in predictions[1:]:
+        np.testing.assert_array_equal(prediction, predictions[0])
+    np.testing.assert_allclose(classifier(pixels[None]), predictions[:1], rtol=1e-5)
+    np.testing.assert_allclose(predictions[0], classifier(pixels[None, 8:40])[0], rtol=1e-4)
+    assert (classifier([pixels], fit="stretch") != predictions[:1]).any()
 
 
-def test_what_would_be_answered_wrongly_is_refused(classifier):
-    """Pixels scaled to [0, 1], grey, channels first, or one image for many: no guesses."""
+def test_arrays_that_would_be_misread_are_refused(classifier):
+    """Pixels scaled to [0, 1], grey images, channels first, and a single image."""
     pixels = np.zeros((2, 32, 32, 3), np.uint8)
     for wrong in (pixels / 255, pixels.astype(np.float32), pixels[..., :1], pixels.transpose(0, 3, 1, 2)):
         with pytest.raises(UserError, match=r"uint8 \[height, width, 3\], RGB from 0 to 255; this one is"):
@@ -62,19 +62,19 @@ def test_what_would_be_answered_wrongly_is_refused(classifier):
         with pytest.raises(UserError, match="this one is"):
             classifier([wrong[0]])
     for single in (pixels[0], "cat.jpg"):
-        with pytest.raises(UserError, match=r"put a single one into \[\.\.\.\]"):
+        with pytest.raises(UserError, match=r"pass a single image as \[image\]"):
             classifier(single)
 
 
-def test_an_upright_photograph_whatever_the_way_in(classifier, tmp_path):
+def test_the_exif_orientation_is_applied_to_every_kind_of_input(classifier, tmp_path):
     pixels = np.random.RandomState(0).randint(0, 256, (32, 40, 3)).astype(np.uint8)
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.fromarray(pixels).save(tmp_path / "turned.png", exif=exif)
     path = tmp_path / "turned.png"
-    answers = classifier([path, Image.open(path), decode(path), np.rot90(pixels, -1)])
-    for answer in answers[1:]:
-        np.testing.assert_array_equal(answer, answers[0])
+    predictions = classifier([path, Image.open(path), decode(path), np.rot90(pixels, -1)])
+    for prediction in predictions[1:]:
+        np.testing.assert_array_equal(prediction, predictions[0])
 
 
 def test_mirror_averages(classifier):

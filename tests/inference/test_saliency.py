@@ -1,4 +1,4 @@
-"""Which pixels mattered."""
+"""Saliency maps."""
 
 import dataclasses
 
@@ -15,7 +15,7 @@ from cnn_jax.transforms.preprocess import Preprocessing
 
 @dataclasses.dataclass(frozen=True)
 class OnePixel:
-    """A network of which everything is known: the logit of class 1 is three times one pixel's green."""
+    """A network whose logit of class 1 is three times the green value of one pixel."""
 
     weight: float = 3.0
 
@@ -32,7 +32,7 @@ def classifier(model, preprocessing=PLAIN):
     return Classifier(("a", "b"), (8, 8), preprocessing, lambda images: images, "", 0, {}, (model, {}))
 
 
-def test_the_map_is_where_the_answer_comes_from():
+def test_the_map_shows_the_pixel_that_the_prediction_depends_on():
     images = np.full((2, 8, 8, 3), 255, np.uint8)
     images[1] = 51
     maps = np.asarray(make_saliency(classifier(OnePixel()))(images))
@@ -41,7 +41,7 @@ def test_the_map_is_where_the_answer_comes_from():
     np.testing.assert_array_equal(maps, expected)
 
 
-def test_the_map_is_of_what_the_network_sees():
+def test_the_map_has_the_size_of_the_network_input():
     images = np.random.RandomState(0).randint(0, 256, (1, 8, 8, 3)).astype(np.uint8)
     preprocessing = Preprocessing(16, (0.5, 0.5, 0.5), (0.2, 0.2, 0.2))
     assert make_saliency(classifier(OnePixel(), preprocessing))(images).shape == (1, 16, 16)
@@ -68,16 +68,16 @@ def test_a_real_network_has_the_gradient_of_finite_differences():
     seen = np.asarray(Preprocessing()(jnp.asarray(pixels)))
     steps = 1e-2 * np.eye(seen.size, dtype=np.float32).reshape(-1, *seen.shape[1:])
 
-    def answers(images):
+    def log_probability(images):
         return np.asarray(jax.nn.log_softmax(network.apply(variables, images)).max(-1))
 
-    slopes = ((answers(seen + steps) - answers(seen - steps)) / 2e-2).reshape(8, 8, 3)
+    slopes = ((log_probability(seen + steps) - log_probability(seen - steps)) / 2e-2).reshape(8, 8, 3)
     strength = np.abs(slopes).max(-1)
     expected = np.clip(strength / np.percentile(strength, 99), 0, 1)
     np.testing.assert_allclose(make_saliency(bound)(pixels)[0], expected, atol=2e-2)
 
 
-def test_the_overlay_is_grey_where_nothing_mattered_and_orange_where_all_did():
+def test_the_overlay_is_grey_without_saliency_and_orange_with_it():
     strength = np.zeros((4, 4), np.float32)
     strength[1, 1] = 1
     picture = overlay(np.random.RandomState(0).uniform(size=(4, 4, 3)).astype(np.float32), strength)

@@ -1,4 +1,4 @@
-"""How sure a network is, in words, and on the card."""
+"""Predictions and confidences in words, and on the card."""
 
 import numpy as np
 import pytest
@@ -26,20 +26,20 @@ def distribution(first: float, second: float = 0.0, classes: int = 10) -> np.nda
         (0.1, 0.1, "This does not look like any of the ten classes."),
     ],
 )
-def test_how_sure_in_words(first, second, headline):
+def test_confidence_in_words(first, second, headline):
     verdict = wording.judge(distribution(first, second), CLASSES, calibrated=True)
     assert verdict.headline == headline
     assert verdict.familiar == ("does not look" not in headline)
-    assert f"{'more than 99' if first == 1 else f'about {100 * first:.0f}'} are right" in verdict.explanation
+    assert f"{'more than 99' if first == 1 else f'about {100 * first:.0f}'} of 100 predictions" in verdict.explanation
 
 
-def test_a_probability_that_was_not_calibrated_is_called_a_claim():
+def test_a_probability_that_is_not_calibrated_is_said_to_be():
     verdict = wording.judge(distribution(0.97), CLASSES, calibrated=False)
     assert verdict.headline == "Almost certainly “a”."
-    assert verdict.explanation == "It claims 97 %; how often such claims are right has not been measured."
+    assert verdict.explanation == "Confidence: 97 %. How often such predictions are right has not been measured."
 
 
-def test_where_guessing_is_easier_more_is_asked():
+def test_fewer_classes_need_a_higher_confidence():
     assert not wording.judge(np.array([0.7, 0.3]), ("a", "b"), True).familiar
     assert "either of the two" in wording.judge(np.array([0.5, 0.5]), ("a", "b"), True).headline
     assert wording.judge(np.array([0.75, 0.25]), ("a", "b"), True).familiar
@@ -47,15 +47,15 @@ def test_where_guessing_is_easier_more_is_asked():
     assert wording.judge(np.array([1.0]), ("only",), True).familiar
 
 
-def test_a_failed_network_has_no_answer():
+def test_a_failed_network_makes_no_prediction():
     verdict = wording.judge(np.full(10, np.nan), CLASSES, True)
-    assert verdict.headline == "This network has no answer."
+    assert verdict.headline == "This network makes no prediction."
     assert "width:0.0%" in cards.card([], verdict, [("a", float("nan"))], "")
 
 
-def test_percentages_claim_no_certainty():
+def test_only_certainty_is_rounded_to_certainty():
     assert [wording.percent(p) for p in (0, 0.001, 0.005, 0.5, 0.994, 0.996, 1)] == [
-        "0 %", "< 1 %", "0 %", "50 %", "99 %", "> 99 %", "100 %",
+        "0 %", "< 1 %", "< 1 %", "50 %", "99 %", "> 99 %", "100 %",
     ]  # fmt: skip
 
 

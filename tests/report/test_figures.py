@@ -1,4 +1,4 @@
-"""Every figure renders, whatever the names and the numbers; the diagram is the network that is drawn."""
+"""Every figure renders, whatever the names and numbers; the diagram shows the network."""
 
 import io
 import subprocess
@@ -59,7 +59,7 @@ def test_the_diagram_is_the_network(name):
     )
 
 
-def test_what_is_between_the_layers_is_found():
+def test_operations_between_the_layers_are_found():
     found = diagram.layers(*initial("augment"), (32, 32))
     block = ["Conv", "ReLU", "BatchNorm", "Conv", "ReLU", "BatchNorm", "max-pool", "Dropout"]
     head = ["flatten", "Dense", "ReLU", "BatchNorm", "Dropout", "Dense"]
@@ -112,7 +112,7 @@ def test_learning_curves():
 
 
 @pytest.mark.parametrize("records", [[], [record(5, 0.5, "train", 1.0)], [record(5, 1.0, "train", None, None)]])
-def test_learning_curves_of_next_to_nothing(records):
+def test_learning_curves_of_few_records(records):
     render(figures.learning_curves(records))
     render(figures.compare_runs({"run": records, "$other$": records}))
 
@@ -121,7 +121,7 @@ def test_learning_curves_of_next_to_nothing(records):
 def test_confusion_matrix(classes):
     names = (HOSTILE * 4)[:classes]
     texts = render(figures.confusion_matrix(scores.confusion_matrix(*predictions(300, classes)), names))
-    assert "answered" in texts
+    assert {"predicted class", "true class"} <= set(texts)
     render(figures.confusion_matrix(np.zeros((classes, classes), np.int64), names))
 
 
@@ -139,7 +139,7 @@ def test_mistakes():
     worst = scores.worst_mistakes(log_probs, labels, 1)[0]
     texts = render(figures.mistakes(images, labels, log_probs, [f"c{i}" for i in range(12)], 4))
     assert f"c{log_probs[worst].argmax()} · {np.exp(log_probs[worst].max()):.0%}" in texts
-    assert sum(text.startswith("is c") for text in texts) == 4
+    assert sum(text.startswith("true: c") for text in texts) == 4
     render(figures.mistakes(images, labels, log_probs, HOSTILE))
     assert "No mistakes." in render(figures.mistakes(images, log_probs.argmax(-1), log_probs, HOSTILE))
 
@@ -155,14 +155,14 @@ def test_augmentations():
     image = np.random.RandomState(0).randint(0, 256, (16, 16, 3)).astype(np.uint8)
     augment = Augmentation.from_config(config.augment, config.data.mean, image.shape[:2])
     figure = figures.augmentations(image, augment, count=5)
-    assert "as stored" in render(figure)
+    assert "original" in render(figure)
     shown = [axes.images[0].get_array() for axes in figure.axes if axes.images]
     assert len(shown) == 6
     np.testing.assert_array_equal(shown[0], image)
     assert any(np.abs(picture - image / 255).max() > 0.1 for picture in shown[1:])
 
 
-def test_an_address_holds_the_file():
+def test_a_data_uri_holds_the_file():
     content = figures.png(Figure(figsize=(1, 1)))
     assert figures.data_uri(content).startswith("data:image/png;base64,iVBORw0KGgo")
 

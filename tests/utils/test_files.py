@@ -1,4 +1,4 @@
-"""A file is written whole, or what was there stays."""
+"""Atomic writes: the whole file, or no change."""
 
 import pytest
 
@@ -27,6 +27,6 @@ def test_a_failure_leaves_the_folder_as_it_was(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_folder_that_does_not_exist_is_an_error_that_names_the_reason(tmp_path):
+def test_a_missing_folder_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError), files.replacing(tmp_path / "none" / "file"):
         pass

@@ -1,13 +1,11 @@
-"""What a workdir tells about how its numbers were computed, and what a resumed run says of it."""
+"""The recorded provenance of a run, and the message of a run that resumes under another one."""
 
 import copy
 import json
-import subprocess
 
 import pytest
 from whole_runs import interrupt_at
 
-from cnn_jax import config as config_lib
 from cnn_jax import data
 from cnn_jax.errors import UserError
 from cnn_jax.training.experiment import Experiment
@@ -21,70 +19,7 @@ def under(**changes):
     return copy.deepcopy(HERE) | changes
 
 
-def git(folder, *arguments):
-    command = ["git", "-c", "user.name=Ann", "-c", "user.email=ann@example.org", *arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
-
-
-@pytest.fixture
-def checkout(tmp_path, monkeypatch):
-    """A checkout of its own that the package is taken to be in, with one commit."""
-    root = tmp_path / "checkout"
-    for name in ("cnn_jax", "configs"):
-        (root / name).mkdir(parents=True)
-        (root / name / "__init__.py").touch()
-    (root / "README.md").touch()
-    git(root, "init", "--quiet")
-    git(root, "add", ".")
-    git(root, "commit", "--quiet", "--message=first")
-    monkeypatch.setattr(config_lib, "ROOT", root)
-    return root
-
-
-def source():
-    found = provenance.collect()
-    return found["commit"], found["dirty"]
-
-
-def test_the_commit_and_whether_the_source_differs_from_it(checkout, monkeypatch):
-    commit = git(checkout, "rev-parse", "HEAD")
-    assert source() == (commit, False)
-    (checkout / "README.md").write_text("changed")
-    (checkout / "configs" / "mine.py").touch()
-    monkeypatch.setenv("GIT_DIR", str(checkout / "elsewhere"))  # as a hook of another repository sets it
-    assert source() == (commit, False)
-    (checkout / "cnn_jax" / "__init__.py").write_text("changed")
-    assert source() == (commit, True)
-
-
-def test_a_worktree_is_a_checkout(checkout, monkeypatch):
-    worktree = checkout.with_name("worktree")
-    git(checkout, "worktree", "add", "--quiet", "--detach", str(worktree))
-    monkeypatch.setattr(config_lib, "ROOT", worktree)
-    assert source() == (git(checkout, "rev-parse", "HEAD"), False)
-
-
-def test_a_surrounding_repository_is_not_ours(checkout, monkeypatch):
-    inside = checkout / "site-packages"
-    inside.mkdir()
-    monkeypatch.setattr(config_lib, "ROOT", inside)
-    assert source() == (None, None)
-    (inside / ".git").mkdir()  # of which git would say that it is none, and search on
-    assert source() == (None, None)
-
-
-def test_no_failure_of_git_stops_a_run(checkout, tmp_path, monkeypatch):
-    slow = tmp_path / "bin" / "git"
-    slow.parent.mkdir()
-    monkeypatch.setenv("PATH", str(slow.parent))
-    assert source() == (None, None)
-    slow.write_text("#!/bin/sh\nexec /bin/sleep 5\n")
-    slow.chmod(0o755)
-    monkeypatch.setattr("cnn_jax.utils.source.GIT_TIMEOUT", 0.05)
-    assert source() == (None, None)
-
-
-def test_variables_that_decide_numbers_are_recorded(monkeypatch):
+def test_variables_that_affect_numbers_are_recorded(monkeypatch):
     monkeypatch.setenv("JAX_DEFAULT_MATMUL_PRECISION", "highest")
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "/home/ann/.cache")
     found = provenance.collect()["environment"]
@@ -93,7 +28,7 @@ def test_variables_that_decide_numbers_are_recorded(monkeypatch):
     assert not [name for name in found if "CACHE" in name]
 
 
-def test_differences_are_those_that_decide_numbers():
+def test_differences_are_those_that_affect_numbers():
     assert provenance.differences(HERE, under(versions={"jax": "0.10.2", "python": "3.13.1"}, platform="BSD")) == {}
     after = under(versions={"jax": "0.12.0"}, cores=1, commit="b" * 40, layout={"steps": "scan"})
     found = provenance.differences(HERE, after)

@@ -7,7 +7,7 @@ import pytest
 from cnn_jax.workdir.stopwatch import Stopwatch
 
 
-def test_compiling_is_apart():
+def test_compilation_is_separate():
     function, watch = jax.jit(lambda x: jnp.sin(x @ x).sum()), Stopwatch()
     x = jnp.ones((3, 3))
     begin = time.perf_counter()
@@ -25,8 +25,8 @@ def test_compiling_is_apart():
     assert watch.seconds["compile"] == compiled
 
 
-def test_parts_of_what_is_compiled_count_once(monkeypatch):
-    """Functions are traced within functions: the outer report covers the inner ones."""
+def test_nested_compilations_count_once(monkeypatch):
+    """Inner functions are traced within outer ones, whose report covers them."""
     now, watch = 100.0, Stopwatch()
     monkeypatch.setattr(time, "perf_counter", lambda: now)
     with watch.measure("train"):
