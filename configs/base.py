@@ -93,14 +93,27 @@ KEYS = {
         "trainable": Key("all", PATTERN, "which modules are trained, such as 'head'; all others are frozen"),
     },
     "optimizer": {
-        "name": Key("sgd", one_of("sgd", "adam", "muon"), "muon: Muon for convolutions, SGD for the rest"),
+        "name": Key(
+            "sgd",
+            one_of("sgd", "adam", "adamw", "muon"),
+            "adamw is adam, whose weight decay is decoupled; muon is Muon for convolutions, SGD for the rest",
+        ),
         "learning_rate": Key(0.01, number(0), "highest learning rate of the schedule"),
         "momentum": Key(0.9, SHARE, "momentum; of Adam, the first coefficient"),
         "nesterov": Key(False, BOOLEAN, "Nesterov momentum"),
         "b2": Key(0.999, SHARE, "second coefficient of Adam"),
         "epsilon": Key(1e-7, number(0), "epsilon of Adam; the default is that of Keras"),
         "weight_decay": Key(0.0, number(0), "decoupled weight decay"),
-        "schedule": Key("constant", one_of("constant", "linear", "cosine"), "linear and cosine decay to zero"),
+        "clip_norm": Key(0.0, number(0), "global norm to which larger gradients are scaled down; 0: no clipping"),
+        "schedule": Key(
+            "constant",
+            one_of("constant", "linear", "cosine", "onecycle", "restarts"),
+            "linear and cosine decay to zero; onecycle rises first; restarts repeats cosine",
+        ),
+        "restarts": {
+            "epochs": Key(10.0, number(1e-6), "epochs of the first decay of schedule restarts"),
+            "factor": Key(2.0, number(1), "length of each further decay, as a multiple of the one before"),
+        },
         "warmup_epochs": Key(0.0, number(0), "epochs in which the learning rate rises linearly from zero"),
         "groups": Key(
             (),
@@ -142,6 +155,8 @@ KEYS = {
         "crop_padding": Key(0, whole(0), "pixels of padding before a random crop"),
         "crop_mode": Key("constant", one_of("constant", "reflect"), "how a random crop is padded"),
         "cutout": Key(0, whole(0), "side in pixels of a square that is covered; 0: none"),
+        "mixup": Key(0.0, number(0), "blend pairs of images and labels: parameter of the Beta distribution; 0: off"),
+        "cutmix": Key(0.0, number(0), "paste a patch of another image, and mix the labels; like mixup"),
     },
 }
 

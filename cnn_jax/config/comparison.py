@@ -10,6 +10,7 @@ from cnn_jax.config.validation import flatten, keys_of
 from cnn_jax.configs import base
 from cnn_jax.errors import UserError
 from cnn_jax.keys import defaults
+from cnn_jax.utils import files
 
 # Keys that only decide where a run finds files or how often it reports.
 FREE = tuple(name for name, key in flatten(base.KEYS).items() if not key.changes_numbers)
@@ -17,9 +18,8 @@ FREE = tuple(name for name, key in flatten(base.KEYS).items() if not key.changes
 
 def write(config: ConfigDict, path: Path) -> None:
     """Writes the config as JSON."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
-    partial.replace(path)
+    with files.replacing(path) as file:
+        file.write(json.dumps(config.to_dict(), indent=2) + "\n")
 
 
 def check_same(config: ConfigDict, path: Path) -> None:

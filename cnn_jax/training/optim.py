@@ -1,5 +1,6 @@
 """Optimizers and learning-rate schedules, from optax."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -7,31 +8,71 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import PyTree
 
-from cnn_jax.errors import UserError
 from cnn_jax.training import muon
+
+# Learning-rate schedules, by the names of `config.optimizer.schedule`: functions of the configuration, the number of
+# steps and the steps per epoch. To add one: a line here, and its name in configs/base.py.
+SCHEDULES: dict[str, Callable[[Any, int, float], optax.Schedule]] = {
+    "constant": lambda config, steps, _: optax.constant_schedule(config.learning_rate),
+    "linear": lambda config, steps, _: optax.linear_schedule(config.learning_rate, 0.0, steps),
+    "cosine": lambda config, steps, _: optax.cosine_decay_schedule(config.learning_rate, steps),
+    # Smith and Topin 2017, arXiv:1708.07120: up in the first 30 % of the steps, then down to nothing.
+    "onecycle": lambda config, steps, _: optax.cosine_onecycle_schedule(steps, config.learning_rate),
+    "restarts": lambda config, steps, steps_per_epoch: cosine_restarts(
+        config.learning_rate, steps, config.restarts.epochs * steps_per_epoch, config.restarts.factor
+    ),
+}
 
 
 def make_schedule(config: Any, total_steps: int, steps_per_epoch: float) -> optax.Schedule:
     """Returns the learning rate as a function of the step.
 
     Args:
-      config: `config.optimizer`: learning_rate, schedule ("constant", or "linear" or "cosine" down to zero) and
-        warmup_epochs (a linear rise from zero).
+      config: `config.optimizer`: learning_rate, schedule (one of `SCHEDULES`) and warmup_epochs (a linear rise from
+        zero, before the schedule).
       total_steps: the step at which the schedule ends.
       steps_per_epoch: to convert epochs.
     """
     warmup = round(config.warmup_epochs * steps_per_epoch)
-    decay_steps = max(total_steps - warmup, 1)
-    decays = {
-        "constant": lambda: optax.constant_schedule(config.learning_rate),
-        "linear": lambda: optax.linear_schedule(config.learning_rate, 0.0, decay_steps),
-        "cosine": lambda: optax.cosine_decay_schedule(config.learning_rate, decay_steps),
-    }
-    decay = decays[config.schedule]()
+    decay = SCHEDULES[config.schedule](config, max(total_steps - warmup, 1), steps_per_epoch)
     if not warmup:
         return decay
     rise = optax.linear_schedule(0.0, config.learning_rate, warmup)
     return optax.join_schedules([rise, decay], [warmup])
+
+
+def cosine_restarts(peak: float, steps: int, first: float, factor: float) -> optax.Schedule:
+    """Returns cosine decays to zero, each `factor` times as long as the one before; the last one may be cut off.
+
+    Source: SGDR, Loshchilov and Hutter 2017, arXiv:1608.03983.
+
+    Args:
+      peak: the learning rate at the beginning of each decay.
+      steps: the step at which the schedule ends.
+      first: the steps of the first decay.
+      factor: at least 1.
+    """
+    lengths, ends, length = [], [], max(first, 1.0)
+    while not ends or ends[-1] < steps:
+        lengths.append(max(round(length), 1))
+        ends.append(sum(lengths))
+        length *= factor
+    return optax.join_schedules([optax.cosine_decay_schedule(peak, each) for each in lengths], ends[:-1])
+
+
+# Update rules by the name of `config.optimizer.name`. To add one: a line here, and its name in configs/base.py.
+OPTIMIZERS: dict[str, Callable[[Any], optax.GradientTransformation]] = {
+    # The momentum of Keras and PyTorch: the velocity is a sum of gradients, not their average.
+    "sgd": lambda config: optax.trace(config.momentum, config.nesterov) if config.momentum else optax.identity(),
+    # With `weight_decay`, which is decoupled, this is AdamW.
+    "adam": lambda config: optax.scale_by_adam(
+        b1=config.momentum, b2=config.b2, eps=config.epsilon, nesterov=config.nesterov
+    ),
+    "muon": lambda config: muon.scale_by_muon(
+        config.muon.momentum, config.muon.steps, rest=config.momentum, nesterov=config.nesterov
+    ),
+}
+OPTIMIZERS["adamw"] = OPTIMIZERS["adam"]  # the name under which people look for it
 
 
 def make_optimizer(
@@ -40,30 +81,16 @@ def make_optimizer(
     """Returns the optimizer that `config.optimizer` describes.
 
     Weight decay is decoupled (Loshchilov and Hutter 2019, arXiv:1711.05101): it is multiplied by the learning rate but
-    never enters the moments. It spares biases and BatchNorm's scale.
+    never enters the moments. It does not apply to biases and BatchNorm's scales.
 
     Args:
       config: `config.optimizer`.
       schedule: the learning rate as a function of the step.
       factors: multiplies the learning rate of each parameter: a tree of numbers like the parameters, with None where
         one is not trained; None for 1 everywhere.
-
-    Raises:
-      UserError: no such optimizer.
     """
-    rules = {
-        # Keras' and PyTorch's momentum: the velocity sums gradients, it does not average them.
-        "sgd": lambda: optax.trace(config.momentum, config.nesterov) if config.momentum else optax.identity(),
-        "adam": lambda: optax.scale_by_adam(
-            b1=config.momentum, b2=config.b2, eps=config.epsilon, nesterov=config.nesterov
-        ),
-        "muon": lambda: muon.scale_by_muon(
-            config.muon.momentum, config.muon.steps, rest=config.momentum, nesterov=config.nesterov
-        ),
-    }
-    if config.name not in rules:
-        raise UserError(f"config.optimizer.name is {config.name!r}; the optimizers are: {', '.join(rules)}.")
-    chain = [rules[config.name]()]
+    chain = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
+    chain.append(OPTIMIZERS[config.name](config))
     if config.weight_decay:
         chain.append(optax.add_decayed_weights(config.weight_decay, mask=_is_kernel))
     if any(factor != 1 for factor in jax.tree.leaves(factors)):
