@@ -76,6 +76,15 @@ def defaults(keys: dict[str, Any]) -> dict[str, Any]:
     return {name: key.default if isinstance(key, Key) else defaults(key) for name, key in keys.items()}
 
 
+def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Returns nested dictionaries as one, by the full names of the keys: `{"model.name": "cnn", ...}`."""
+    flat = {}
+    for key, value in config.items():
+        nested = hasattr(value, "items")
+        flat |= flatten(value, f"{prefix}{key}.") if nested else {prefix + key: value}
+    return flat
+
+
 def whole(minimum: int) -> Rule:
     """A whole number."""
     return Rule(lambda v: type(v) is int and v >= minimum, f"a whole number of at least {minimum}")

@@ -6,10 +6,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from cnn_jax.config.validation import flatten, keys_of
+from cnn_jax.config.validation import keys_of
 from cnn_jax.configs import base
 from cnn_jax.errors import UserError
-from cnn_jax.keys import defaults
+from cnn_jax.keys import defaults, flatten
 from cnn_jax.utils import files
 
 # Keys that only decide where a run finds files or how often it reports.

@@ -7,11 +7,12 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from cnn_jax.config.validation import flatten, keys_of, parse, unknown_key
+from cnn_jax.config.validation import keys_of, parse, unknown_key
 from cnn_jax.configs import base
 from cnn_jax.errors import UserError
+from cnn_jax.keys import flatten
+from cnn_jax.utils.source import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]  # of a clone
 _STAGES = Path(__file__).resolve().parents[1] / "configs"
 
 

@@ -7,18 +7,9 @@ from ml_collections import ConfigDict
 
 from cnn_jax.configs import base
 from cnn_jax.errors import UserError
-from cnn_jax.keys import Key
+from cnn_jax.keys import Key, flatten
 
 _LIST = "`python -m cnn_jax.config STAGE` lists all keys."
-
-
-def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
-    """Returns `{"model.name": "cnn", ...}`."""
-    flat = {}
-    for key, value in config.items():
-        nested = hasattr(value, "items")
-        flat |= flatten(value, f"{prefix}{key}.") if nested else {prefix + key: value}
-    return flat
 
 
 def keys_of(network: str) -> dict[str, Key]:

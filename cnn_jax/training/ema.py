@@ -37,13 +37,14 @@ class Average:
         """Builds it from `config.average`."""
         return cls(config.decay, config.every, config.ramp, config.lookahead, total_steps)
 
-    def __bool__(self) -> bool:
+    @property
+    def enabled(self) -> bool:
         """Whether anything is averaged."""
         return self.decay > 0
 
     def begin(self, variables: dict[str, PyTree]) -> dict[str, PyTree] | None:
         """Returns the average of the {params, batch_stats} of step 0: a copy of them; None where it is off."""
-        return jax.tree.map(jnp.copy, variables) if self else None
+        return jax.tree.map(jnp.copy, variables) if self.enabled else None
 
     def update(
         self, average: dict[str, PyTree], current: dict[str, PyTree], done: Int[Array, ""]

@@ -23,9 +23,7 @@ from cnn_jax.training.metrics import Fetch
 from cnn_jax.training.phases import Phase, make_phases
 from cnn_jax.training.plan import Plan
 from cnn_jax.training.state import TrainState
-from cnn_jax.transforms.augment import Augmentation
 from cnn_jax.transforms.preprocess import Preprocessing
-from cnn_jax.transforms.tta import Views
 from cnn_jax.workdir.checkpoint import FINGERPRINT, Checkpoints
 
 
@@ -81,12 +79,11 @@ class Experiment:
             self.model, self.preprocess, self.image_size, config.model.name, config.model.get("weights", RANDOM)
         )
         self._features = features
-        augment = Augmentation.from_config(config.augment, self.preprocess.mean, self.image_size)
         self.phases = make_phases(
             config,
             self.model,
             jax.eval_shape(self._initializer.random, rng.root(0)),
-            ImageInputs(self.preprocess, augment, Views.from_config(config.eval)),
+            ImageInputs.from_config(config, self.preprocess, self.image_size),
             self.plan,
             self.place,
             reuse_features=features is not None,

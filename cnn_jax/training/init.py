@@ -2,30 +2,31 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
-
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, PRNGKeyArray, PyTree, UInt8
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree, UInt8
 
 from cnn_jax import rng
 from cnn_jax.models import pretrained
+from cnn_jax.models.protocols import InitialisedFromImages, Network
 from cnn_jax.transforms.preprocess import Preprocessing
 
 RANDOM = "random"  # in place of weights: a backbone that was never trained
 
 
-def draw(model: nn.Module, key: PRNGKeyArray, inputs: Float[np.ndarray, "1 ..."] | Any) -> dict[str, PyTree]:
-    """Returns random variables, {params, batch_stats}, of the parts of a network that these inputs reach.
+def draw(
+    model: Network, key: PRNGKeyArray, inputs: Float[Array, "1 ..."], method: str = "__call__"
+) -> dict[str, PyTree]:
+    """Returns random variables, {params, batch_stats}, of the parts of a network that a method uses.
 
     Args:
       model: the network.
       key: the run's root key, whose stream "init" is used.
       inputs: one example; only its shape matters.
+      method: of the network.
     """
-    return model.init(rng.stream(key, "init"), inputs, train=False)
+    return model.init(rng.stream(key, "init"), inputs, train=False, method=method)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Initializer:
       weights: "random", or the source of the backbone's weights (see `cnn_jax.models.pretrained.load`).
     """
 
-    model: nn.Module
+    model: Network
     preprocess: Preprocessing
     image_size: tuple[int, int]
     backbone: str = ""
@@ -67,21 +68,22 @@ class Initializer:
         if self.weights == RANDOM:
             return jax.jit(self.random)
         shapes = jax.eval_shape(self.random, rng.root(0))
-        of_backbone = {kind: tree["backbone"] for kind, tree in shapes.items()}
+        name = self.model.backbone_name
+        of_backbone = {kind: tree[name] for kind, tree in shapes.items()}
         loaded = jax.device_put(pretrained.load(self.backbone, self.weights, of_backbone))
         # Initialised on features: the backbone, which is loaded, is then neither compiled nor drawn at random.
         features = jnp.zeros((1, self.model.network.num_features))
-        draw_head = jax.jit(lambda key: draw(self.model, key, features))
+        draw_head = jax.jit(lambda key: draw(self.model, key, features, "classify"))
 
         def with_backbone(key):
             head = draw_head(key)
-            return {kind: {"backbone": tree, **head.get(kind, {})} for kind, tree in loaded.items()}
+            return {kind: {name: tree, **head.get(kind, {})} for kind, tree in loaded.items()}
 
         return with_backbone
 
     def _fit(self, variables: dict[str, PyTree], images: np.ndarray) -> dict[str, PyTree]:
         """Completes the variables where the network's initialisation looks at training images."""
-        if not hasattr(self.model, "init_from_images"):
+        if not isinstance(self.model, InitialisedFromImages):
             return variables
         fit = jax.jit(lambda params, images: self.model.init_from_images(params, self.preprocess(images)))
         return {**variables, "params": fit(variables["params"], images[: self.model.init_images])}

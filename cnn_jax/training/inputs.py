@@ -2,13 +2,14 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from cnn_jax import rng
 from cnn_jax.data.pipeline import Batch
 from cnn_jax.transforms.augment import Augmentation, alternate
+from cnn_jax.transforms.mix import mix
 from cnn_jax.transforms.preprocess import Preprocessing
 from cnn_jax.transforms.tta import ITSELF, Views
 
@@ -18,7 +19,13 @@ Logits = Float[Array, "batch classes"]
 
 @runtime_checkable
 class Inputs(Protocol):
-    """How a batch becomes the network's input."""
+    """How a batch becomes the network's input.
+
+    Attributes:
+      method: of the network, which is applied to the inputs.
+    """
+
+    method: str
 
     def train(
         self, batch: Batch, targets: Targets, key: PRNGKeyArray, step: Int[Array, ""], offset: int | Int[Array, ""]
@@ -39,11 +46,34 @@ class Inputs(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class ImageInputs:
-    """Stored images: preprocessed, augmented for training, and with test-time augmentation for evaluation."""
+    """Stored images: preprocessed, augmented for training, and with test-time augmentation for evaluation.
+
+    Attributes:
+      preprocess: what is done to every image.
+      augment: what is done to each training image.
+      mixup: parameter of `cnn_jax.transforms.mix.mixup`; 0 for none.
+      cutmix: parameter of `cnn_jax.transforms.mix.cutmix`; 0 for none.
+      tta: what is averaged at test time.
+    """
 
     preprocess: Preprocessing
     augment: Augmentation = dataclasses.field(default_factory=Augmentation)
+    mixup: float = 0.0
+    cutmix: float = 0.0
     tta: Views = ITSELF
+
+    method: ClassVar[str] = "__call__"
+
+    @classmethod
+    def from_config(cls, config: Any, preprocess: Preprocessing, image_size: tuple[int, int]) -> "ImageInputs":
+        """Builds it from `config.augment` and `config.eval`, for images that are preprocessed to `image_size`."""
+        augment = Augmentation.from_config(config.augment, preprocess.mean, image_size)
+        return cls(preprocess, augment, config.augment.mixup, config.augment.cutmix, Views.from_config(config.eval))
+
+    @property
+    def fixed(self) -> bool:
+        """Whether the network is given the same input for an image in every epoch and at test time."""
+        return not (self.augment.enabled or self.mixup or self.cutmix or self.tta.enabled)
 
     def train(
         self, batch: Batch, targets: Targets, key: PRNGKeyArray, step: Int[Array, ""], offset: int | Int[Array, ""] = 0
@@ -53,8 +83,11 @@ class ImageInputs:
         if self.augment.alternate_flip:
             mirrored = alternate(rng.stream(key, "alternate_flip"), batch["index"], batch["epoch"])
         scaled = self.preprocess.scale(batch["image"])
-        images = self.augment(scaled, rng.stream(key, "augment", step), offset, mirrored)
-        return self.preprocess.normalise(images), targets
+        augment_key = rng.stream(key, "augment", step)
+        images = self.preprocess.normalise(self.augment(scaled, augment_key, offset, mirrored))
+        return mix(
+            images, targets, rng.stream(augment_key, "mix"), mixup_alpha=self.mixup, cutmix_alpha=self.cutmix
+        )
 
     def predict(self, network: Callable[[Array], Logits], batch: Batch) -> Logits:
         """See `Inputs`."""
@@ -64,6 +97,8 @@ class ImageInputs:
 @dataclasses.dataclass(frozen=True)
 class FeatureInputs:
     """Features that a frozen backbone has computed: there is nothing to augment."""
+
+    method: ClassVar[str] = "classify"
 
     def train(
         self, batch: Batch, targets: Targets, key: PRNGKeyArray, step: Int[Array, ""], offset: int | Int[Array, ""] = 0

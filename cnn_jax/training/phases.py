@@ -4,13 +4,13 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-import flax.linen as nn
 import optax
 from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
 from cnn_jax import config as config_lib
 from cnn_jax.data.pipeline import Batch, Pipeline, Resident
+from cnn_jax.models.protocols import Network, TransferNetwork
 from cnn_jax.models.trainable import Partition
 from cnn_jax.parallel.placement import Placement
 from cnn_jax.parallel.steps import Chunk, Step
@@ -58,7 +58,7 @@ class Phase:
 
 def make_phases(
     config: ConfigDict,
-    model: nn.Module,
+    model: Network,
     shapes: PyTree,
     inputs: ImageInputs,
     plan: Plan,
@@ -87,8 +87,9 @@ def make_phases(
         partition = Partition.of(shapes, own.model.trainable, own.optimizer.groups, partition)
         learning_rate = optim.make_schedule(own.optimizer, stop - start, plan.steps_per_epoch)
         # Every epoch has the same features only if nothing changes the images.
-        frozen = partition.freezes("backbone") and not inputs.augment and not inputs.tta
-        on_features = reuse_features and frozen
+        frozen = isinstance(model, TransferNetwork) and partition.freezes(model.backbone_name)
+        on_features = reuse_features and frozen and inputs.fixed
+        average = Average.from_config(own.average, plan.total_steps)
         step = TrainStep(
             model,
             optim.make_optimizer(own.optimizer, learning_rate, partition.factors(own.optimizer.groups)),
@@ -96,7 +97,7 @@ def make_phases(
             partition,
             own.label_smoothing,
             own.diagnostics,
-            Average.from_config(own.average, plan.total_steps),
+            average if average.enabled else None,
         )
         phases.append(
             Phase(

@@ -9,7 +9,6 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-import flax.linen as nn
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
@@ -18,6 +17,8 @@ from clu import metrics as clu_metrics
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from cnn_jax import rng
+from cnn_jax.models import layers
+from cnn_jax.models.protocols import Network
 from cnn_jax.models.trainable import Partition
 from cnn_jax.training.ema import Average
 from cnn_jax.training.inputs import Batch, Inputs
@@ -55,7 +56,7 @@ class TrainStep:
       axis_name: the mapped axis over which the batch is spread, under `jax.pmap`.
     """
 
-    model: nn.Module
+    model: Network
     optimizer: optax.GradientTransformation
     inputs: Inputs
     partition: Partition | None = None
@@ -91,9 +92,14 @@ class TrainStep:
 
         def loss_fn(trained):
             variables = {"params": self._merge(trained, state.params), "batch_stats": state.batch_stats}
-            with self._frozen_statistics():
+            with self._frozen_statistics(), layers.batch_axis(self.axis_name):
                 logits, updated = self.model.apply(
-                    variables, inputs, train=True, mutable=self._mutable, rngs={"dropout": dropout_key}
+                    variables,
+                    inputs,
+                    train=True,
+                    method=self.inputs.method,
+                    mutable=["batch_stats", "intermediates"] if self.diagnostics else ["batch_stats"],
+                    rngs={"dropout": dropout_key},
                 )
             losses = optax.softmax_cross_entropy(logits, targets)
             # Divided by the examples of all devices: the gradients of the parts then add up to that of the whole.
@@ -124,10 +130,6 @@ class TrainStep:
             state = state.replace(average=mean, **current)
         return state, metrics
 
-    @property
-    def _mutable(self) -> list[str]:
-        return ["batch_stats", "diagnostics"] if self.diagnostics else ["batch_stats"]
-
     def _trained(self, params: PyTree) -> PyTree:
         return self.partition.trained(params) if self.partition else params
 
@@ -147,12 +149,15 @@ class EvalStep:
       inputs: from a batch to the network's input.
     """
 
-    model: nn.Module
+    model: Network
     inputs: Inputs
 
     def __call__(self, variables: dict[str, PyTree], batch: Batch) -> Classification:
         """Returns the sums and counts of a batch."""
-        logits = self.inputs.predict(lambda inputs: self.model.apply(variables, inputs, train=False), batch)
+        def network(inputs):
+            return self.model.apply(variables, inputs, train=False, method=self.inputs.method)
+
+        logits = self.inputs.predict(network, batch)
         losses = cross_entropy(logits, batch["label"])
         return Classification.single_from_model_output(
             logits=logits, labels=batch["label"], loss=losses, mask=batch["mask"]
@@ -163,6 +168,6 @@ def _diagnose(grads: PyTree, updated: Mapping[str, Any]) -> dict[str, jax.Array]
     """Returns the gradient norm of each layer's kernel and the share of its ReLUs that were zero on the whole batch."""
     kernels = {path[:-1]: grad for path, grad in flax.traverse_util.flatten_dict(grads).items() if path[-1] == "kernel"}
     norms = {f"grad_norm/{'/'.join(path)}": jnp.linalg.norm(grad) for path, grad in kernels.items() if grad is not None}
-    sown = updated.get("diagnostics", {})
+    sown = updated.get("intermediates", {})
     dead = {f"dead_relu/{name.removeprefix('dead_')}": values[0] for name, values in sown.items()}
     return norms | dead

@@ -5,6 +5,7 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
+ROOT = Path(__file__).resolve().parents[2]  # of a clone of this project
 GIT_TIMEOUT = 2.0  # seconds
 
 

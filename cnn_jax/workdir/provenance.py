@@ -7,12 +7,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from cnn_jax import config as config_lib
 from cnn_jax import runtime
 from cnn_jax.errors import UserError
+from cnn_jax.keys import flatten
 from cnn_jax.parallel.placement import describe_devices
 from cnn_jax.utils import files
-from cnn_jax.utils.source import revision
+from cnn_jax.utils.source import ROOT, revision
 from cnn_jax.workdir.layout import PROVENANCE_FILE
 
 SOURCE = ("commit", "dirty", "versions.cnn_jax")  # the fields that identify the code
@@ -36,7 +36,7 @@ def collect(layout: dict[str, str | None] | None = None, data: str | None = None
       data: the fingerprint of the images and labels.
     """
     return {
-        **revision(config_lib.ROOT, ("cnn_jax", "configs")),
+        **revision(ROOT, ("cnn_jax", "configs")),
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES},
         "environment": _environment(),
         "processor": runtime.processor(),
@@ -54,7 +54,7 @@ def differences(before: dict[str, Any], after: dict[str, Any]) -> dict[str, tupl
 
     A field that is missing counts as None.
     """
-    old, new = config_lib.flatten(before), config_lib.flatten(after)
+    old, new = flatten(before), flatten(after)
     names = [name for name in {**old, **new} if name not in _RECORDED_ONLY]
     return {name: (old.get(name), new.get(name)) for name in names if old.get(name) != new.get(name)}
 

@@ -42,7 +42,7 @@ def test_average(every, ramp, lookahead):
 
 
 def test_off_by_default():
-    assert not Average() and Average().begin(variables(1.0)) is None
+    assert not Average().enabled and Average().begin(variables(1.0)) is None
 
 
 def test_what_is_frozen_does_not_drift():

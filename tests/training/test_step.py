@@ -26,7 +26,7 @@ GOLDEN = Path(__file__).with_name("golden_losses.json")
 
 def make(config, axis_name=None):
     """Returns (state at step 0, train step), for images of 16x16 pixels."""
-    model = models.build(config.model, 10, config.dtype, axis_name)
+    model = models.build(config.model, 10, config.dtype)
     train_step = TrainStep(
         model,
         optim.make_optimizer(config.optimizer, optim.make_schedule(config.optimizer, 100, 10)),
@@ -34,8 +34,7 @@ def make(config, axis_name=None):
         diagnostics=config.diagnostics,
         axis_name=axis_name,
     )
-    alone = models.build(config.model, 10)
-    init = jax.jit(lambda key: train_step.init(draw(alone, key, jnp.zeros((1, 16, 16, 3)))))
+    init = jax.jit(lambda key: train_step.init(draw(model, key, jnp.zeros((1, 16, 16, 3)))))
     return init(rng.root(config.seed)), train_step
 
 
