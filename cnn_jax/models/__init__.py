@@ -24,20 +24,19 @@ DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 _OF_TRAINING = ("trainable", "weights")  # keys of `config.model` that are no fields of a network
 
 
-def build(config: Any, num_classes: int, dtype: str = "float32", axis_name: str | None = None) -> nn.Module:
+def build(config: Any, num_classes: int, dtype: str = "float32") -> nn.Module:
     """Builds the network that `config.model` describes.
 
     Args:
       config: `name` (see `MODELS`) and the fields of that network, valid by `cnn_jax.config.validate`.
       num_classes: number of logits.
       dtype: what the layers compute in, "float32" or "bfloat16"; parameters and statistics stay float32.
-      axis_name: the axis of `jax.pmap` over which batch statistics are averaged.
     """
     fields = {key: value for key, value in dict(config).items() if key not in _OF_TRAINING}
     network = MODELS[fields.pop("name")]
     # JSON has lists for tuples, and linen wants fields that can be hashed.
     fields = {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
-    return network(num_classes=num_classes, dtype=DTYPES[dtype], axis_name=axis_name, **fields)
+    return network(num_classes=num_classes, dtype=DTYPES[dtype], **fields)
 
 
 def normalisation(config: Any) -> dict[str, tuple[float, float, float]]:

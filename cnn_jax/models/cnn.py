@@ -28,7 +28,6 @@ class CNN(nn.Module):
       dropout: rate after each block, then after each hidden layer; empty for none.
       winograd: on a CPU, use Winograd's algorithm where it is faster; see `cnn_jax.models.ops.conv`.
       dtype: what the layers compute in; parameters, statistics and logits are float32.
-      axis_name: mapped axis over which batch statistics are averaged, under `jax.pmap`.
     """
 
     num_classes: int
@@ -41,7 +40,6 @@ class CNN(nn.Module):
     dropout: tuple[float, ...] = ()
     winograd: bool = True
     dtype: Any = jnp.float32
-    axis_name: str | None = None
 
     @nn.compact
     def __call__(self, images: Float[Array, "batch height width 3"], *, train: bool) -> Float[Array, "batch classes"]:
@@ -99,7 +97,6 @@ class CNN(nn.Module):
                 momentum=self.bn_momentum,
                 epsilon=self.bn_epsilon,
                 dtype=self.dtype,
-                axis_name=self.axis_name,
                 name=f"{layer}_bn",
             )(x, use_running_average=not train)
         return x

@@ -114,7 +114,6 @@ class ConvBN(nn.Module):
 
     conv: Conv
     dtype: Any = jnp.float32
-    axis_name: str | None = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch h w c"], *, train: bool) -> Float[Array, "batch h2 w2 c2"]:
@@ -135,7 +134,6 @@ class ConvBN(nn.Module):
             epsilon=1e-3,
             use_scale=False,
             dtype=self.dtype,
-            axis_name=self.axis_name,
             name="bn",
         )(x, use_running_average=not train)
         return nn.relu(x)
@@ -146,7 +144,6 @@ class Block(nn.Module):
 
     spec: BlockSpec
     dtype: Any = jnp.float32
-    axis_name: str | None = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch h w c"], *, train: bool) -> Float[Array, "batch h2 w2 c2"]:
@@ -172,7 +169,6 @@ class InceptionResNetV2(nn.Module):
       mean: of a channel of the images that it was trained on, which are in [0, 1]; it sees (image - mean) / std.
       std: likewise.
       dtype: what the layers compute in; parameters, statistics and features are float32.
-      axis_name: mapped axis over which batch statistics are averaged, under `jax.pmap`.
     """
 
     num_features: ClassVar[int] = 1536
@@ -180,7 +176,6 @@ class InceptionResNetV2(nn.Module):
     std: ClassVar[tuple[float, float, float]] = (0.5, 0.5, 0.5)
 
     dtype: Any = jnp.float32
-    axis_name: str | None = None
 
     @nn.compact
     def __call__(self, images: Float[Array, "batch height width 3"], *, train: bool) -> Float[Array, "batch features"]:
@@ -200,8 +195,8 @@ class InceptionResNetV2(nn.Module):
         stem = [f"stem_{place}" for place in range(1, 6)]
         x = _run(self, STEM, stem, images.astype(self.dtype), train)
         for name, spec in BLOCKS.items():
-            x = Block(spec, self.dtype, self.axis_name, name=name)(x, train=train)
-        x = ConvBN(Conv(self.num_features), self.dtype, self.axis_name, name="conv_7b")(x, train=train)
+            x = Block(spec, self.dtype, name=name)(x, train=train)
+        x = ConvBN(Conv(self.num_features), self.dtype, name="conv_7b")(x, train=train)
         return x.astype(jnp.float32).mean(axis=(1, 2))
 
 
@@ -210,7 +205,7 @@ def _run(parent: Block | InceptionResNetV2, chain: Chain, names: list[str], x: A
     left = iter(names)
     for layer in chain:
         if isinstance(layer, Conv):
-            x = ConvBN(layer, parent.dtype, parent.axis_name, name=next(left))(x, train=train)
+            x = ConvBN(layer, parent.dtype, name=next(left))(x, train=train)
         else:
             x = layer(x)
     return x

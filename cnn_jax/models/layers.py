@@ -1,5 +1,8 @@
 """Layers whose parameters, statistics and results are Flax's, with operations that are fast on a CPU too."""
 
+import contextlib
+from collections.abc import Iterator
+from contextvars import ContextVar
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -9,6 +12,25 @@ from jaxtyping import Array, Float
 from cnn_jax.models.ops.batch_norm import batch_norm, normalise
 from cnn_jax.models.ops.conv import convolve_3x3
 from cnn_jax.models.ops.sums import add_bias
+
+_batch_axis: ContextVar[str | None] = ContextVar("batch_axis", default=None)
+
+
+@contextlib.contextmanager
+def batch_axis(name: str | None) -> Iterator[None]:
+    """Makes every `BatchNorm` called in the `with` block average its batch statistics over a mapped axis.
+
+    The axis is read while the network is traced: `with batch_axis("batch"): model.apply(...)` within a function that
+    is mapped by `jax.pmap(..., axis_name="batch")`. Under `jax.jit` over a mesh it is not needed.
+
+    Args:
+      name: of the axis over which the batch is split; None for none.
+    """
+    token = _batch_axis.set(name)
+    try:
+        yield
+    finally:
+        _batch_axis.reset(token)
 
 
 class Conv(nn.Module):
@@ -39,7 +61,10 @@ class Conv(nn.Module):
 
 
 class BatchNorm(nn.BatchNorm):
-    """`nn.BatchNorm` over the last axis; see `cnn_jax.models.ops.batch_norm` for what is computed when it trains."""
+    """`nn.BatchNorm` over the last axis, with sums that are fast on a CPU (see `cnn_jax.models.ops.batch_norm`).
+
+    Batch statistics are averaged over the field `axis_name`, or else over the axis of `batch_axis`.
+    """
 
     @nn.compact
     def __call__(self, x: Float[Array, "*axes channels"], use_running_average: bool | None = None) -> Array:
@@ -54,7 +79,8 @@ class BatchNorm(nn.BatchNorm):
         if use_running_average or self.is_initializing():
             y = normalise(x, scale, bias, jnp.asarray(mean.value), jnp.asarray(variance.value), self.epsilon)
         else:
-            y, batch_mean, batch_variance = batch_norm(x, scale, bias, self.epsilon, self.axis_name)
+            axis = self.axis_name or _batch_axis.get()
+            y, batch_mean, batch_variance = batch_norm(x, scale, bias, self.epsilon, axis)
             mean.value = self.momentum * mean.value + (1 - self.momentum) * batch_mean
             variance.value = self.momentum * variance.value + (1 - self.momentum) * batch_variance
         return y.astype(self.dtype or x.dtype)

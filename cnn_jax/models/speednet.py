@@ -37,7 +37,6 @@ class SpeedNet(nn.Module):
       dirac: convolutions begin as the identity on as many channels as there are (`dirac`).
       logit_scale: multiplies the logits; small, so that training begins with all classes about equally likely.
       dtype: what the layers compute in; parameters, statistics and logits are float32.
-      axis_name: mapped axis over which batch statistics are averaged, under `jax.pmap`.
     """
 
     num_classes: int
@@ -50,7 +49,6 @@ class SpeedNet(nn.Module):
     dirac: bool = True
     logit_scale: float = 0.0625
     dtype: Any = jnp.float32
-    axis_name: str | None = None
     init_images: ClassVar[int] = 1000  # for `init_from_images`: a million patches, for twelve directions
 
     @nn.compact
@@ -103,7 +101,6 @@ class SpeedNet(nn.Module):
             epsilon=self.bn_epsilon,
             use_scale=False,
             dtype=self.dtype,
-            axis_name=self.axis_name,
             name=name,
         )
 

@@ -51,7 +51,6 @@ class Transfer(nn.Module):
       hidden: see `Head`; the defaults are those of the Keras study that the ladder rebuilds.
       dropout: see `Head`.
       dtype: what the layers compute in; parameters, statistics, features and logits are float32.
-      axis_name: mapped axis over which batch statistics are averaged, under `jax.pmap`.
     """
 
     num_classes: int
@@ -59,11 +58,10 @@ class Transfer(nn.Module):
     hidden: tuple[int, ...] = (1024, 512)
     dropout: tuple[float, ...] = (0.2, 0.3)
     dtype: Any = jnp.float32
-    axis_name: str | None = None
 
     def setup(self):
         """Makes the two parts."""
-        self.backbone = self.network(dtype=self.dtype, axis_name=self.axis_name)
+        self.backbone = self.network(dtype=self.dtype)
         self.head = Head(self.num_classes, self.hidden, self.dropout, self.dtype)
 
     def __call__(

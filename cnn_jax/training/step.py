@@ -17,6 +17,7 @@ from clu import metrics as clu_metrics
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree, UInt8
 
 from cnn_jax import rng
+from cnn_jax.models import layers
 from cnn_jax.models.trainable import Partition
 from cnn_jax.training.ema import Average
 from cnn_jax.training.metrics import Classification, TrainMetrics
@@ -129,7 +130,7 @@ def make_train_step(
     Batches should be full: BatchNorm does not skip padding (see `Batch`).
 
     Args:
-      model: the network, built with the same `axis_name`.
+      model: the network.
       optimizer: turns gradients into updates.
       preprocess: what is done to every image, also at test time.
       augment: what is done to training images alone.
@@ -162,7 +163,7 @@ def make_train_step(
 
         def loss_fn(trained):
             variables = {"params": merge(trained, state.params), "batch_stats": state.batch_stats}
-            with still():
+            with still(), layers.batch_axis(axis_name):
                 logits, updated = model.apply(
                     variables, inputs, train=True, mutable=mutable, rngs={"dropout": dropout_key}
                 )

@@ -29,7 +29,7 @@ def make_batch(size=8, side=16, seed=0):
 
 def make(config, axis_name=None):
     """Returns (state at step 0, train_step), for images of 16x16 pixels."""
-    model = models.build(config.model, 10, config.dtype, axis_name)
+    model = models.build(config.model, 10, config.dtype)
     optimizer = optim.make_optimizer(config.optimizer, optim.make_schedule(config.optimizer, 100, 10))
     train_step = step.make_train_step(
         model,
