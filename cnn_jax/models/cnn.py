@@ -46,8 +46,8 @@ class CNN(nn.Module):
         """Returns logits, float32.
 
         With `train`, statistics are those of the batch (make the collection "batch_stats" mutable) and dropout draws
-        from the stream "dropout". Where the collection "diagnostics" is mutable, the share of dead ReLUs of every
-        layer is sown into it.
+        from the stream "dropout". Where the collection "intermediates" is mutable, the share of dead ReLUs of each
+        layer is sown into it, as "dead_LAYER".
 
         Raises:
           UserError: the images are too small for so many blocks, or `dropout` has the wrong length.
@@ -88,10 +88,10 @@ class CNN(nn.Module):
 
     def _activate(self, x: Array, layer: str, train: bool) -> Array:
         x = nn.relu(x)
-        if self.is_mutable_collection("diagnostics") and not self.is_initializing():
-            # A unit (a channel, a neuron) is dead on a batch if it is zero everywhere: no gradient passes it.
+        if self.is_mutable_collection("intermediates") and not self.is_initializing():
+            # A unit (a channel or a neuron) that is zero on the whole batch is dead: no gradient passes through it.
             dead = (x == 0).all(axis=tuple(range(x.ndim - 1)))
-            self.sow("diagnostics", f"dead_{layer}", dead.astype(jnp.float32).mean())
+            self.sow("intermediates", f"dead_{layer}", dead.astype(jnp.float32).mean())
         if self.batch_norm:
             x = BatchNorm(
                 momentum=self.bn_momentum,

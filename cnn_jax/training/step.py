@@ -140,7 +140,7 @@ def make_train_step(
       axis_name: the mapped axis over which the batch is spread, under `jax.pmap`.
       average: how `state.average` is kept; None where there is none.
     """
-    mutable = ["batch_stats", "diagnostics"] if diagnostics else ["batch_stats"]
+    mutable = ["batch_stats", "intermediates"] if diagnostics else ["batch_stats"]
     split, merge, still = (lambda params: params), (lambda trained, params: trained), contextlib.nullcontext
     if partition:
         split, merge, still = partition.trained, partition.merge, partition.apply
@@ -222,6 +222,6 @@ def _diagnose(grads: PyTree, updated: PyTree) -> dict[str, jax.Array]:
     """Gradient norm of each layer's kernel and share of its ReLUs that were zero on the whole batch."""
     kernels = {path[:-1]: grad for path, grad in flax.traverse_util.flatten_dict(grads).items() if path[-1] == "kernel"}
     norms = {f"grad_norm/{'/'.join(path)}": jnp.linalg.norm(grad) for path, grad in kernels.items() if grad is not None}
-    sown = updated.get("diagnostics", {})
-    dead = {f"dead_relu/{name.removeprefix('dead_')}": values[0] for name, values in sown.items()}
+    sown = updated.get("intermediates", {})
+    dead = {f"dead_relu/{n.removeprefix('dead_')}": v[0] for n, v in sown.items() if n.startswith("dead_")}
     return norms | dead
