@@ -1,7 +1,7 @@
 """Layers whose parameters, statistics and results are Flax's, with operations that are fast on a CPU too."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from typing import Any, ClassVar
 
@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 
 from cnn_jax.models.ops.batch_norm import batch_norm, normalise
 from cnn_jax.models.ops.conv import convolve_3x3
+from cnn_jax.models.ops.depthwise import depthwise
 from cnn_jax.models.ops.sums import add_bias
 
 _batch_axis: ContextVar[str | None] = ContextVar("batch_axis", default=None)
@@ -58,6 +59,57 @@ class Conv(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
         images, kernel, bias = (jnp.asarray(value, self.dtype) for value in (images, kernel, bias))
         return add_bias(convolve_3x3(images, kernel, self.winograd), bias)
+
+
+class ConvBN(nn.Module):
+    """A convolution without bias, BatchNorm, and an activation.
+
+    Attributes:
+      features: output channels.
+      kernel_size: height and width of the kernel.
+      strides: in both directions.
+      padding: "SAME" or "VALID".
+      depthwise: whether each channel is convolved by itself; `features` is then the number of input channels.
+      activation: applied last; None for none.
+      kernel_init: draws the kernel.
+      use_scale: whether the BatchNorm has a scale.
+      momentum: share of the running statistics that a step keeps.
+      epsilon: added to the variance.
+      dtype: type in which it computes; parameters and statistics are float32.
+    """
+
+    features: int
+    kernel_size: tuple[int, int] = (1, 1)
+    strides: int = 1
+    padding: str = "SAME"
+    depthwise: bool = False
+    activation: Callable[[Array], Array] | None = nn.relu
+    kernel_init: Any = nn.initializers.lecun_normal()
+    use_scale: bool = True
+    momentum: float = 0.99
+    epsilon: float = 1e-3
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch height width channels"], *, train: bool) -> Array:
+        """Returns the activations `[batch, h, w, features]`, in `dtype`; `train` as in `protocols.Network`."""
+        x = nn.Conv(
+            self.features,
+            self.kernel_size,
+            strides=self.strides,
+            padding=self.padding,
+            feature_group_count=self.features if self.depthwise else 1,
+            conv_general_dilated=depthwise if self.depthwise else None,
+            use_bias=False,
+            dtype=self.dtype,
+            kernel_init=self.kernel_init,
+            name="conv",
+        )(x)
+        norm = BatchNorm(
+            momentum=self.momentum, epsilon=self.epsilon, use_scale=self.use_scale, dtype=self.dtype, name="bn"
+        )
+        x = norm(x, use_running_average=not train)
+        return self.activation(x) if self.activation else x
 
 
 class BatchNorm(nn.BatchNorm):

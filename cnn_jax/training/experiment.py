@@ -19,6 +19,7 @@ from cnn_jax.data.duplicates import Duplicates
 from cnn_jax.data.splits import Dataset, Split
 from cnn_jax.errors import UserError
 from cnn_jax.models import pretrained
+from cnn_jax.models.protocols import InitialisedFromImages
 from cnn_jax.models.trainable import Partition
 from cnn_jax.parallel import dispatch, lanes
 from cnn_jax.training import step
@@ -138,7 +139,7 @@ class Trainer:
         loaded = jax.device_put(pretrained.load(self._config.model.name, source, of_backbone))
         # Initialised on features: the backbone, which is loaded, is then neither compiled nor drawn at random.
         features = jnp.zeros((1, self.model.network.num_features))
-        draw_head = jax.jit(lambda key: step.draw(self.model, key, features))
+        draw_head = jax.jit(lambda key: step.draw(self.model, key, features, "classify"))
 
         def draw(key):
             head = draw_head(key)
@@ -148,7 +149,7 @@ class Trainer:
 
     def _fit(self, variables: PyTree) -> PyTree:
         """Completes the variables where the network's initialisation looks at the training images."""
-        if not hasattr(self.model, "init_from_images"):
+        if not isinstance(self.model, InitialisedFromImages):
             return variables
         fit = jax.jit(lambda params, images: self.model.init_from_images(params, self._preprocess(images)))
         images = self._images["train"]["image"][: self.model.init_images]

@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
+from cnn_jax.models.protocols import TransferNetwork
 from cnn_jax.models.trainable import Partition
 from cnn_jax.parallel import lanes
 from cnn_jax.training import optim, step
@@ -48,7 +49,8 @@ class Phase:
         factors = partition.factors(config.optimizer.groups)
         self.optimizer = optim.make_optimizer(config.optimizer, self._schedule, factors)
         self.average = Average.from_config(config.average, schedule.total_steps)
-        self.keeps_features = partition.freezes("backbone") and not augment and not Views.from_config(config.eval)
+        frozen = isinstance(model, TransferNetwork) and partition.freezes(model.backbone_name)
+        self.keeps_features = frozen and not augment and not Views.from_config(config.eval)
         train_step = step.make_train_step(
             model,
             self.optimizer,

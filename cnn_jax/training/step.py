@@ -74,15 +74,18 @@ def init_state(
     return begin(draw(model, key, jnp.zeros((1, *image_size, 3))), optimizer, partition)
 
 
-def draw(model: nn.Module, key: PRNGKeyArray, inputs: Float[Array, "1 ..."]) -> dict[str, PyTree]:
+def draw(
+    model: nn.Module, key: PRNGKeyArray, inputs: Float[Array, "1 ..."], method: str | None = None
+) -> dict[str, PyTree]:
     """Returns new variables, {params, batch_stats}, of what the network calls for such inputs.
 
     Args:
       model: the network.
       key: the run's root key; the stream "init" is drawn from it.
       inputs: one; only its shape matters.
+      method: of the network that takes them; None for `__call__`.
     """
-    return model.init(rng.stream(key, "init"), inputs, train=False)
+    return model.init(rng.stream(key, "init"), inputs, train=False, method=method)
 
 
 def begin(
@@ -153,8 +156,9 @@ def make_train_step(
             offset = device * batch["mask"].shape[0]
             dropout_key = jax.random.fold_in(dropout_key, device)
             count = jax.lax.psum(count, axis_name)
+        method = None
         if "features" in batch:
-            inputs = batch["features"]
+            inputs, method = batch["features"], "classify"
         else:
             mirrored = None
             if augment.alternate_flip:
@@ -165,7 +169,7 @@ def make_train_step(
             variables = {"params": merge(trained, state.params), "batch_stats": state.batch_stats}
             with still(), layers.batch_axis(axis_name):
                 logits, updated = model.apply(
-                    variables, inputs, train=True, mutable=mutable, rngs={"dropout": dropout_key}
+                    variables, inputs, train=True, mutable=mutable, rngs={"dropout": dropout_key}, method=method
                 )
             losses = cross_entropy(logits, batch["label"], label_smoothing)
             # Divided by the examples of all devices: the gradients of the parts then add up to that of the whole.
@@ -205,11 +209,15 @@ def make_eval_step(
     """Builds `eval_step(variables, batch) -> metrics`, which counts the examples that the mask marks as real."""
 
     def eval_step(variables: dict[str, PyTree], batch: Batch) -> Classification:
-        def predict(inputs):
-            return model.apply(variables, inputs, train=False)
+        def predict(inputs, method=None):
+            return model.apply(variables, inputs, train=False, method=method)
 
         # Of features there are no views: see `Phase.keeps_features`.
-        logits = predict(batch["features"]) if "features" in batch else views(predict, preprocess(batch["image"]))
+        logits = (
+            predict(batch["features"], "classify")
+            if "features" in batch
+            else views(predict, preprocess(batch["image"]))
+        )
         losses = cross_entropy(logits, batch["label"])
         return Classification.single_from_model_output(
             logits=logits, labels=batch["label"], loss=losses, mask=batch["mask"]
