@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from cnn_jax import config as config_lib
 from cnn_jax import data
 from cnn_jax.errors import UserError
+from cnn_jax.models.summary import model_table
 from cnn_jax.training import step
 from cnn_jax.training.experiment import Trainer
 from cnn_jax.training.feature_cache import Stopped
@@ -22,7 +23,7 @@ from cnn_jax.workdir import provenance
 from cnn_jax.workdir.checkpoint import FINGERPRINT, Checkpoints
 from cnn_jax.workdir.interrupt import Interrupt
 from cnn_jax.workdir.progress import Progress
-from cnn_jax.workdir.records import Summaries, model_table, read_metrics
+from cnn_jax.workdir.records import Summaries, read_metrics
 from cnn_jax.workdir.stopwatch import Stopwatch
 
 CONFIG_FILE = "config.json"

@@ -158,6 +158,6 @@ def test_a_group_moves_by_its_factor(tiny):
 
 def test_diagnostics_name_layers_that_are_trained(tiny):
     state, train_step, _ = tiny("head|block2.*")
-    _, metrics = train_step(state, BATCH, rng.root(0))
+    _, metrics = jax.jit(train_step)(state, BATCH, rng.root(0))
     norms = {name for name in summarise(metrics) if name.startswith("grad_norm/")}
     assert norms == {f"grad_norm/{layer}" for layer in ("backbone/block2", "head/dense1", "head/logits")}
