@@ -155,6 +155,12 @@ MODEL_RULES = {
         "logit_scale": _number(1e-6),
         "trainable": _PATTERN,
     },
+    "resnet18": {
+        "width": _whole(1),
+        "bn_momentum": _number(0, 1),
+        "bn_epsilon": _number(0),
+        "trainable": _PATTERN,
+    },
     "cnn": {
         "widths": _tuple(_whole(1)),
         "convs_per_block": _whole(1),

@@ -10,6 +10,7 @@ from cnn_jax.models.cnn import CNN
 from cnn_jax.models.efficientnet_lite import EfficientNetLite0
 from cnn_jax.models.inception_resnet_v2 import InceptionResNetV2
 from cnn_jax.models.protocols import Backbone, Network
+from cnn_jax.models.resnet import ResNet18
 from cnn_jax.models.speednet import SpeedNet
 from cnn_jax.models.transfer import Transfer
 
@@ -22,6 +23,7 @@ BACKBONES: dict[str, type[Backbone]] = {
 MODELS: dict[str, Callable[..., Network]] = {
     "cnn": CNN,
     "speednet": SpeedNet,
+    "resnet18": ResNet18,
     **{name: functools.partial(Transfer, network=network) for name, network in BACKBONES.items()},
 }
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}

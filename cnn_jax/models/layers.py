@@ -68,7 +68,7 @@ class ConvBN(nn.Module):
       features: output channels.
       kernel_size: height and width of the kernel.
       strides: in both directions.
-      padding: "SAME" or "VALID".
+      padding: "SAME", "VALID", or how many zeros to add on each side.
       depthwise: whether each channel is convolved by itself; `features` is then the number of input channels.
       activation: applied last; None for none.
       kernel_init: draws the kernel.
@@ -81,7 +81,7 @@ class ConvBN(nn.Module):
     features: int
     kernel_size: tuple[int, int] = (1, 1)
     strides: int = 1
-    padding: str = "SAME"
+    padding: str | int = "SAME"
     depthwise: bool = False
     activation: Callable[[Array], Array] | None = nn.relu
     kernel_init: Any = nn.initializers.lecun_normal()
