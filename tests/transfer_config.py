@@ -17,7 +17,6 @@ class Tiny(nn.Module):
     """Two blocks of convolution, BatchNorm and ReLU."""
 
     dtype: Any = jnp.float32
-    axis_name: str | None = None
 
     num_features: ClassVar[int] = 8
     mean: ClassVar[tuple[float, float, float]] = (0.5, 0.5, 0.5)
@@ -28,7 +27,7 @@ class Tiny(nn.Module):
         x = images
         for block in ("block1", "block2"):
             x = nn.Conv(8, (3, 3), strides=2, use_bias=False, dtype=self.dtype, name=block)(x)
-            norm = nn.BatchNorm(dtype=self.dtype, axis_name=self.axis_name, name=f"{block}_bn")
+            norm = nn.BatchNorm(dtype=self.dtype, name=f"{block}_bn")
             x = nn.relu(norm(x, use_running_average=not train))
         return x.mean(axis=(1, 2)).astype(jnp.float32)
 

@@ -29,7 +29,6 @@ class CNN(nn.Module):
       dropout: rate after each block, then after each hidden layer; empty for none.
       winograd: on a CPU, use Winograd's algorithm where it is faster; see `cnn_jax.models.ops.conv`.
       dtype: what the layers compute in; parameters, statistics and logits are float32.
-      axis_name: mapped axis over which batch statistics are averaged, under `jax.pmap`.
     """
 
     num_classes: int
@@ -42,15 +41,14 @@ class CNN(nn.Module):
     dropout: tuple[float, ...] = field((), tuple_of(SHARE), "rate after each block and hidden layer; () for none")
     winograd: bool = field(True, BOOLEAN, "faster 3x3 convolutions on a CPU, with ten times the rounding error")
     dtype: Any = jnp.float32
-    axis_name: str | None = None
 
     @nn.compact
     def __call__(self, images: Float[Array, "batch height width 3"], *, train: bool) -> Float[Array, "batch classes"]:
         """Returns logits, float32.
 
         With `train`, statistics are those of the batch (make the collection "batch_stats" mutable) and dropout draws
-        from the stream "dropout". Where the collection "diagnostics" is mutable, the share of dead ReLUs of every
-        layer is sown into it.
+        from the stream "dropout". Where the collection "intermediates" is mutable, the share of dead ReLUs of each
+        layer is sown into it, as "dead_LAYER".
 
         Raises:
           UserError: the images are too small for so many blocks, or `dropout` has the wrong length.
@@ -91,16 +89,15 @@ class CNN(nn.Module):
 
     def _activate(self, x: Array, layer: str, train: bool) -> Array:
         x = nn.relu(x)
-        if self.is_mutable_collection("diagnostics") and not self.is_initializing():
-            # A unit (a channel, a neuron) is dead on a batch if it is zero everywhere: no gradient passes it.
+        if self.is_mutable_collection("intermediates") and not self.is_initializing():
+            # A unit (a channel or a neuron) that is zero on the whole batch is dead: no gradient passes through it.
             dead = (x == 0).all(axis=tuple(range(x.ndim - 1)))
-            self.sow("diagnostics", f"dead_{layer}", dead.astype(jnp.float32).mean())
+            self.sow("intermediates", f"dead_{layer}", dead.astype(jnp.float32).mean())
         if self.batch_norm:
             x = BatchNorm(
                 momentum=self.bn_momentum,
                 epsilon=self.bn_epsilon,
                 dtype=self.dtype,
-                axis_name=self.axis_name,
                 name=f"{layer}_bn",
             )(x, use_running_average=not train)
         return x

@@ -7,8 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from cnn_jax.errors import UserError
-from cnn_jax.models.layers import BatchNorm
-from cnn_jax.models.ops.depthwise import depthwise
+from cnn_jax.models.layers import ConvBN
 
 # (blocks, kernel size, stride of the first, expansion, channels), in order.
 STAGES = (
@@ -32,14 +31,12 @@ class EfficientNetLite0(nn.Module):
 
     Attributes:
       dtype: what the layers compute in; parameters, statistics and features are float32.
-      axis_name: mapped axis over which batch statistics are averaged, under `jax.pmap`.
       num_features: length of the features.
       mean: what was subtracted from images in [0, 1] in its training, a channel.
       std: what they were divided by then.
     """
 
     dtype: Any = jnp.float32
-    axis_name: str | None = None
 
     num_features: ClassVar[int] = 1280
     mean: ClassVar[tuple[float, float, float]] = (127 / 255,) * 3
@@ -59,17 +56,18 @@ class EfficientNetLite0(nn.Module):
                 f"Images of {images.shape[1]}x{images.shape[2]} pixels are too small for EfficientNet-Lite0: set "
                 f"config.data.image_size to at least {SMALLEST} (it was trained at 224)."
             )
-        shared = {"dtype": self.dtype, "axis_name": self.axis_name}
         x = images.astype(self.dtype)
-        x = ConvBN(32, kernel=3, stride=2, relu6=True, name="stem", **shared)(x, train=train)
+        x = _conv_bn(32, kernel_size=(3, 3), strides=2, activation=nn.relu6, name="stem", dtype=self.dtype)(
+            x, train=train
+        )
         number = 0
         for blocks, kernel, first_stride, expansion, channels in STAGES:
             for index in range(blocks):
                 number += 1
                 stride = 1 if index else first_stride
-                block = InvertedResidual(channels, kernel, stride, expansion, name=f"block{number}", **shared)
+                block = InvertedResidual(channels, kernel, stride, expansion, name=f"block{number}", dtype=self.dtype)
                 x = block(x, train=train)
-        x = ConvBN(self.num_features, relu6=True, name="top", **shared)(x, train=train)
+        x = _conv_bn(self.num_features, activation=nn.relu6, name="top", dtype=self.dtype)(x, train=train)
         return x.astype(jnp.float32).mean((1, 2))
 
 
@@ -82,7 +80,6 @@ class InvertedResidual(nn.Module):
       stride: of the depthwise convolution.
       expansion: channels between, as a multiple of those of the input; 1 leaves the first convolution out.
       dtype: what it computes in.
-      axis_name: mapped axis over which batch statistics are averaged.
     """
 
     channels: int
@@ -90,61 +87,29 @@ class InvertedResidual(nn.Module):
     stride: int
     expansion: int
     dtype: Any = jnp.float32
-    axis_name: str | None = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch height width in"], *, train: bool) -> Float[Array, "batch h w out"]:
         """Returns the block's output."""
-        shared = {"dtype": self.dtype, "axis_name": self.axis_name}
         shortcut, wide = x, x.shape[-1] * self.expansion
         if self.expansion > 1:
-            x = ConvBN(wide, relu6=True, name="expand", **shared)(x, train=train)
-        depthwise = ConvBN(
-            wide, kernel=self.kernel, stride=self.stride, depthwise=True, relu6=True, name="depthwise", **shared
+            x = _conv_bn(wide, activation=nn.relu6, name="expand", dtype=self.dtype)(x, train=train)
+        depthwise = _conv_bn(
+            wide,
+            depthwise=True,
+            kernel_size=(self.kernel, self.kernel),
+            strides=self.stride,
+            activation=nn.relu6,
+            name="depthwise",
+            dtype=self.dtype,
         )
         x = depthwise(x, train=train)
-        x = ConvBN(self.channels, name="project", **shared)(x, train=train)
+        x = _conv_bn(self.channels, activation=None, name="project", dtype=self.dtype)(x, train=train)
         return x + shortcut if x.shape == shortcut.shape else x
 
 
-class ConvBN(nn.Module):
-    """A convolution without bias, BatchNorm, and ReLU6 if wanted.
-
-    Attributes:
-      channels: of the output.
-      kernel: height and width of the kernel.
-      stride: in both directions.
-      depthwise: whether each channel is convolved by itself.
-      relu6: whether min(max(x, 0), 6) follows.
-      dtype: what it computes in.
-      axis_name: mapped axis over which batch statistics are averaged.
-    """
-
-    channels: int
-    kernel: int = 1
-    stride: int = 1
-    depthwise: bool = False
-    relu6: bool = False
-    dtype: Any = jnp.float32
-    axis_name: str | None = None
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "batch height width in"], *, train: bool) -> Float[Array, "batch h w out"]:
-        """Returns the layer's output."""
-        # The gain of each output, a channel: Flax counts the fan-out of a depthwise kernel over all channels.
-        fan = "fan_in" if self.depthwise else "fan_out"
-        x = nn.Conv(
-            self.channels,
-            (self.kernel, self.kernel),
-            strides=self.stride,
-            padding="SAME",
-            feature_group_count=self.channels if self.depthwise else 1,
-            conv_general_dilated=depthwise if self.depthwise else None,
-            use_bias=False,
-            dtype=self.dtype,
-            kernel_init=nn.initializers.variance_scaling(2.0, fan, "normal"),
-            name="conv",
-        )(x)
-        batch_norm = BatchNorm(momentum=0.99, epsilon=1e-3, dtype=self.dtype, axis_name=self.axis_name, name="bn")
-        x = batch_norm(x, use_running_average=not train)
-        return nn.relu6(x) if self.relu6 else x
+def _conv_bn(features: int, *, depthwise: bool = False, **fields: Any) -> ConvBN:
+    # Flax counts the fan-out of a depthwise kernel over all channels; its fan-in is that of one channel.
+    fan = "fan_in" if depthwise else "fan_out"
+    init = nn.initializers.variance_scaling(2.0, fan, "normal")
+    return ConvBN(features, depthwise=depthwise, kernel_init=init, **fields)

@@ -12,13 +12,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from cnn_jax.errors import UserError
-from cnn_jax.models.layers import BatchNorm
+from cnn_jax.models.layers import ConvBN
 
 SMALLEST = 75  # pixels: the last reduction still has its 3x3
 
 
 class Conv(NamedTuple):
-    """A convolution, followed by BatchNorm and ReLU.
+    """A convolution, followed by BatchNorm and ReLU: the first fields of `cnn_jax.models.layers.ConvBN`.
 
     Attributes:
       features: output channels.
@@ -109,44 +109,11 @@ def conv_names(chains: tuple[Chain, ...]) -> list[list[str]]:
     ]
 
 
-class ConvBN(nn.Module):
-    """Convolution without bias, BatchNorm without scale, ReLU; attributes as in `InceptionResNetV2`."""
-
-    conv: Conv
-    dtype: Any = jnp.float32
-    axis_name: str | None = None
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "batch h w c"], *, train: bool) -> Float[Array, "batch h2 w2 c2"]:
-        """Returns the activations."""
-        features, kernel, stride, padding = self.conv
-        x = nn.Conv(
-            features,
-            kernel,
-            strides=stride,
-            padding=padding,
-            use_bias=False,
-            dtype=self.dtype,
-            kernel_init=nn.initializers.glorot_uniform(),
-            name="conv",
-        )(x)
-        x = BatchNorm(
-            momentum=0.99,
-            epsilon=1e-3,
-            use_scale=False,
-            dtype=self.dtype,
-            axis_name=self.axis_name,
-            name="bn",
-        )(x, use_running_average=not train)
-        return nn.relu(x)
-
-
 class Block(nn.Module):
     """Branches and, where there is a scale, a residual connection; attributes as in `InceptionResNetV2`."""
 
     spec: BlockSpec
     dtype: Any = jnp.float32
-    axis_name: str | None = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch h w c"], *, train: bool) -> Float[Array, "batch h2 w2 c2"]:
@@ -172,7 +139,6 @@ class InceptionResNetV2(nn.Module):
       mean: of a channel of the images that it was trained on, which are in [0, 1]; it sees (image - mean) / std.
       std: likewise.
       dtype: what the layers compute in; parameters, statistics and features are float32.
-      axis_name: mapped axis over which batch statistics are averaged, under `jax.pmap`.
     """
 
     num_features: ClassVar[int] = 1536
@@ -180,7 +146,6 @@ class InceptionResNetV2(nn.Module):
     std: ClassVar[tuple[float, float, float]] = (0.5, 0.5, 0.5)
 
     dtype: Any = jnp.float32
-    axis_name: str | None = None
 
     @nn.compact
     def __call__(self, images: Float[Array, "batch height width 3"], *, train: bool) -> Float[Array, "batch features"]:
@@ -200,8 +165,8 @@ class InceptionResNetV2(nn.Module):
         stem = [f"stem_{place}" for place in range(1, 6)]
         x = _run(self, STEM, stem, images.astype(self.dtype), train)
         for name, spec in BLOCKS.items():
-            x = Block(spec, self.dtype, self.axis_name, name=name)(x, train=train)
-        x = ConvBN(Conv(self.num_features), self.dtype, self.axis_name, name="conv_7b")(x, train=train)
+            x = Block(spec, self.dtype, name=name)(x, train=train)
+        x = _conv_bn(Conv(self.num_features), self.dtype, "conv_7b")(x, train=train)
         return x.astype(jnp.float32).mean(axis=(1, 2))
 
 
@@ -209,8 +174,9 @@ def _run(parent: Block | InceptionResNetV2, chain: Chain, names: list[str], x: A
     """Applies the layers of a chain one after another, as children of `parent` that is being called."""
     left = iter(names)
     for layer in chain:
-        if isinstance(layer, Conv):
-            x = ConvBN(layer, parent.dtype, parent.axis_name, name=next(left))(x, train=train)
-        else:
-            x = layer(x)
+        x = _conv_bn(layer, parent.dtype, next(left))(x, train=train) if isinstance(layer, Conv) else layer(x)
     return x
+
+
+def _conv_bn(conv: Conv, dtype: Any, name: str) -> ConvBN:
+    return ConvBN(*conv, kernel_init=nn.initializers.glorot_uniform(), use_scale=False, dtype=dtype, name=name)

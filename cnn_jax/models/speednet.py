@@ -38,7 +38,6 @@ class SpeedNet(nn.Module):
       dirac: convolutions begin as the identity on as many channels as there are (`dirac`).
       logit_scale: multiplies the logits; small, so that training begins with all classes about equally likely.
       dtype: what the layers compute in; parameters, statistics and logits are float32.
-      axis_name: mapped axis over which batch statistics are averaged, under `jax.pmap`.
     """
 
     num_classes: int
@@ -57,7 +56,6 @@ class SpeedNet(nn.Module):
     # Together with a factor of the head's learning rate, a head that starts unsure (airbench).
     logit_scale: float = field(0.0625, number(1e-6), "factor of the logits")
     dtype: Any = jnp.float32
-    axis_name: str | None = None
     init_images: ClassVar[int] = 1000  # for `init_from_images`: a million patches, for twelve directions
 
     @nn.compact
@@ -110,7 +108,6 @@ class SpeedNet(nn.Module):
             epsilon=self.bn_epsilon,
             use_scale=False,
             dtype=self.dtype,
-            axis_name=self.axis_name,
             name=name,
         )
 

@@ -1,4 +1,4 @@
-"""A network that was trained on other images, and a new head on its features."""
+"""Transfer learning: a pretrained backbone and a new head on its features."""
 
 from typing import Any, ClassVar
 
@@ -17,7 +17,7 @@ class Head(nn.Module):
       num_classes: number of logits.
       hidden: units of each hidden layer.
       dropout: rate after each hidden layer; empty for none.
-      dtype: what the layers compute in; parameters are float32.
+      dtype: type in which the layers compute; parameters are float32.
     """
 
     num_classes: int
@@ -31,7 +31,7 @@ class Head(nn.Module):
         if self.dropout and len(self.dropout) != len(self.hidden):
             raise UserError(
                 f"config.model.dropout has {len(self.dropout)} rates for {len(self.hidden)} hidden layers: give one "
-                "for each, or none at all."
+                "per layer, or none."
             )
         x = features.astype(self.dtype)
         for index, (units, rate) in enumerate(zip(self.hidden, self.dropout or (0.0,) * len(self.hidden)), 1):
@@ -44,15 +44,15 @@ class Head(nn.Module):
 
 
 class Transfer(nn.Module):
-    """A backbone and a head: `head(backbone(images))`. Their parameters are under these two names.
+    """A pretrained backbone and a head: `head(backbone(images))`, whose variables are under these two names.
 
     Attributes:
       num_classes: number of logits.
-      network: the class of the backbone.
+      network: class of the backbone (see `cnn_jax.models.protocols.Backbone`).
       hidden: see `Head`; the defaults are those of the Keras study that the ladder rebuilds.
       dropout: see `Head`.
-      dtype: what the layers compute in; parameters, statistics, features and logits are float32.
-      axis_name: mapped axis over which batch statistics are averaged, under `jax.pmap`.
+      dtype: type in which the layers compute; parameters, statistics, features and logits are float32.
+      backbone_name: name of the backbone's module.
     """
 
     num_classes: int
@@ -61,25 +61,26 @@ class Transfer(nn.Module):
     hidden: tuple[int, ...] = field((1024, 512), tuple_of(whole(1)), "units of each dense layer before the logits")
     dropout: tuple[float, ...] = field((0.2, 0.3), tuple_of(SHARE), "rate after each hidden layer; () for none")
     dtype: Any = jnp.float32
-    axis_name: str | None = None
+
+    backbone_name: ClassVar[str] = "backbone"
 
     def setup(self):
         """Makes the two parts."""
-        self.backbone = self.network(dtype=self.dtype, axis_name=self.axis_name)
+        self.backbone = self.network(dtype=self.dtype)
         self.head = Head(self.num_classes, self.hidden, self.dropout, self.dtype)
 
-    def __call__(
-        self, inputs: Float[Array, "batch height width 3"] | Float[Array, "batch features"], *, train: bool
-    ) -> Float[Array, "batch classes"]:
-        """Returns logits, float32.
+    def __call__(self, images: Float[Array, "batch height width 3"], *, train: bool) -> Float[Array, "batch classes"]:
+        """Returns logits, float32, of images normalised by the backbone's mean and standard deviation.
 
-        Args:
-          inputs: images as the backbone was trained to see them, or what `features` made of them.
-          train: see `Head` and the backbone.
+        With `train`, dropout draws from the stream "dropout" and BatchNorms of the backbone use the statistics of the
+        batch (make the collection "batch_stats" mutable).
         """
-        features = inputs if inputs.ndim == 2 else self.backbone(inputs, train=train)
-        return self.head(features, train=train)
+        return self.classify(self.backbone(images, train=train), train=train)
 
     def features(self, images: Float[Array, "batch height width 3"]) -> Float[Array, "batch features"]:
-        """Returns what the head sees of images, float32, when nothing is trained."""
+        """Returns the backbone's features in inference mode, float32."""
         return self.backbone(images, train=False)
+
+    def classify(self, features: Float[Array, "batch features"], *, train: bool) -> Float[Array, "batch classes"]:
+        """Returns logits, float32, from the backbone's features."""
+        return self.head(features, train=train)

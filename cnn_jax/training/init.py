@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -85,9 +85,7 @@ class ImageInputs:
         scaled = self.preprocess.scale(batch["image"])
         augment_key = rng.stream(key, "augment", step)
         images = self.preprocess.normalise(self.augment(scaled, augment_key, offset, mirrored))
-        return mix(
-            images, targets, rng.stream(augment_key, "mix"), mixup_alpha=self.mixup, cutmix_alpha=self.cutmix
-        )
+        return mix(images, targets, rng.stream(augment_key, "mix"), mixup_alpha=self.mixup, cutmix_alpha=self.cutmix)
 
     def predict(self, network: Callable[[Array], Logits], batch: Batch) -> Logits:
         """See `Inputs`."""

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from cnn_jax import config as config_lib
 from cnn_jax import data
 from cnn_jax.errors import UserError
+from cnn_jax.models.summary import model_table
 from cnn_jax.parallel.placement import describe_devices
 from cnn_jax.training.experiment import Experiment
 from cnn_jax.training.feature_cache import Stopped
@@ -25,7 +26,7 @@ from cnn_jax.workdir import provenance
 from cnn_jax.workdir.checkpoint import FINGERPRINT, Checkpoints
 from cnn_jax.workdir.interrupt import Interrupt
 from cnn_jax.workdir.layout import CHECKPOINT_FOLDER, CONFIG_FILE, FEATURES_FOLDER, PROFILE_FOLDER, TIMES_FILE
-from cnn_jax.workdir.records import model_table, read_metrics
+from cnn_jax.workdir.records import read_metrics
 from cnn_jax.workdir.stopwatch import Stopwatch
 
 SCORED = ("train", "validation")  # the splits that training reads

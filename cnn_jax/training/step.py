@@ -154,6 +154,7 @@ class EvalStep:
 
     def __call__(self, variables: dict[str, PyTree], batch: Batch) -> Classification:
         """Returns the sums and counts of a batch."""
+
         def network(inputs):
             return self.model.apply(variables, inputs, train=False, method=self.inputs.method)
 
@@ -169,5 +170,5 @@ def _diagnose(grads: PyTree, updated: Mapping[str, Any]) -> dict[str, jax.Array]
     kernels = {path[:-1]: grad for path, grad in flax.traverse_util.flatten_dict(grads).items() if path[-1] == "kernel"}
     norms = {f"grad_norm/{'/'.join(path)}": jnp.linalg.norm(grad) for path, grad in kernels.items() if grad is not None}
     sown = updated.get("intermediates", {})
-    dead = {f"dead_relu/{name.removeprefix('dead_')}": values[0] for name, values in sown.items()}
+    dead = {f"dead_relu/{n.removeprefix('dead_')}": v[0] for n, v in sown.items() if n.startswith("dead_")}
     return norms | dead

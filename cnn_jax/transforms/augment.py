@@ -144,9 +144,11 @@ class Augmentation:
                 f"config.augment.shift is {config.shift}, less than one pixel of an image side of {side}: set it to at "
                 f"least {math.ceil(10**4 / side) / 10**4}, or to 0 for no shift."
             )
-        return cls(**config, cutout_fill=tuple(mean))
+        own = {field.name for field in dataclasses.fields(cls)}  # the others are of cnn_jax.transforms.mix
+        return cls(**{name: value for name, value in config.items() if name in own}, cutout_fill=tuple(mean))
 
-    def __bool__(self) -> bool:
+    @property
+    def enabled(self) -> bool:
         """Whether anything is switched on."""
         return self._one_by_one or self.alternate_flip
 

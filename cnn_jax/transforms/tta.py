@@ -33,7 +33,8 @@ class Views:
         """Builds it from `config.eval`; a run of an earlier version has none."""
         return cls(config.get("mirror", False), config.get("shift", 0))
 
-    def __bool__(self) -> bool:
+    @property
+    def enabled(self) -> bool:
         """Whether there is more than the image itself."""
         return self.mirror or self.shift > 0
 
@@ -44,7 +45,7 @@ class Views:
           predict: the network, at test time.
           images: as it sees them.
         """
-        if not self:
+        if not self.enabled:
             return predict(images)
         views, weights = self._views(images)
         # One large batch: the network is compiled once, not once a view.

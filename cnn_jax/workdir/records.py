@@ -1,22 +1,13 @@
-"""What a run leaves to read: metrics.jsonl, TensorBoard events, a table of the network."""
+"""Records of a run: metrics.jsonl and TensorBoard events."""
 
-import dataclasses
 import json
 import math
-import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-import flax.traverse_util
-import jax
-import jax.numpy as jnp
-from clu import parameter_overview
-from jaxtyping import PyTree
-
 from cnn_jax.errors import UserError
-from cnn_jax.models.trainable import FROZEN, TRAINED
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -170,54 +161,3 @@ def read_metrics(workdir: Path) -> list[dict[str, Any]]:
         except (ValueError, TypeError, KeyError):
             continue
     return sorted(records.values(), key=lambda record: record["step"])
-
-
-@dataclasses.dataclass(frozen=True)
-class _Row:
-    """A line of `model_table`; the names are its headings."""
-
-    parameters: str
-    shape: str
-    size: int
-    trained: str
-
-
-def model_table(
-    model: Any, variables: PyTree, image_size: tuple[int, int], labels: PyTree | None = None, most_rows: int = 60
-) -> str:
-    """Returns a table of the parameters, with the floating-point operations of one image's forward pass.
-
-    Args:
-      model: the network.
-      variables: {params, batch_stats}.
-      image_size: height and width of what it sees.
-      labels: of a `cnn_jax.models.trainable.Partition`: which parameters are trained; None for all.
-      most_rows: a network of more parameter arrays is shown by modules.
-    """
-    images = jax.ShapeDtypeStruct((1, *image_size, 3), jnp.float32)
-    forward = jax.jit(lambda v, x: model.apply(v, x, train=False))
-    cost = forward.lower(variables, images).cost_analysis() or {}
-    flops = f"{cost['flops'] / 1e6:,.3g} million FLOPs an image" if "flops" in cost else "FLOPs unknown"
-    params = flax.traverse_util.flatten_dict(variables["params"])
-    names = flax.traverse_util.flatten_dict(labels) if labels else dict.fromkeys(params, TRAINED)
-    depth = max(map(len, params)) if len(params) <= most_rows else 2
-    groups: dict[tuple[str, ...], list[tuple[str, ...]]] = {}
-    for path in sorted(params, key=_natural):
-        groups.setdefault(path[:depth], []).append(path)
-    rows = [
-        _row("/".join(group), [params[p] for p in paths], {names[p] for p in paths}) for group, paths in groups.items()
-    ]
-    total = sum(row.size for row in rows)
-    trained = sum(int(params[path].size) for path in params if names[path] != FROZEN)
-    count = f"Total: {total:,}" + (f", of which trained: {trained:,}" if trained != total else "")
-    return f"{parameter_overview.make_table(rows)}\n{count}\n{type(model).__name__}: {flops} (forward)"
-
-
-def _natural(path: tuple[str, ...]) -> list[Any]:
-    """A key that sorts block2 before block10."""
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", "/".join(path))]
-
-
-def _row(name: str, leaves: list[Any], labels: set[str]) -> _Row:
-    shape = str(tuple(leaves[0].shape)) if len(leaves) == 1 else f"{len(leaves)} arrays"
-    return _Row(name, shape, sum(int(leaf.size) for leaf in leaves), " and ".join(sorted(labels)))

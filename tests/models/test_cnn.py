@@ -93,8 +93,8 @@ def test_dropout_acts_in_training_alone(variables, images):
 def test_dead_relus_are_counted(variables, images):
     params = jax.tree.map(lambda x: x, variables["params"])
     params["conv1_1"] = {"kernel": params["conv1_1"]["kernel"] * 0, "bias": jnp.array([-1.0, -1.0, 1.0])}
-    _, sown = SMALL.apply({**variables, "params": params}, images, train=False, mutable=["diagnostics"])
-    np.testing.assert_allclose(sown["diagnostics"]["dead_conv1_1"][0], 2 / 3)
+    _, sown = SMALL.apply({**variables, "params": params}, images, train=False, mutable=["intermediates"])
+    np.testing.assert_allclose(sown["intermediates"]["dead_conv1_1"][0], 2 / 3)
 
 
 def test_bfloat16_keeps_parameters_statistics_and_logits_in_float32(images):

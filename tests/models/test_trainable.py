@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from batches import make_batch
 from conftest import ROOT
 
 from cnn_jax import config as config_lib
@@ -18,6 +17,11 @@ from cnn_jax.training.metrics import summarise
 from cnn_jax.training.step import TrainStep
 from cnn_jax.transforms.preprocess import Preprocessing
 
+BATCH = {
+    "image": np.random.RandomState(0).randint(0, 256, (8, 16, 16, 3)).astype(np.uint8),
+    "label": np.arange(8, dtype=np.int32),
+    "mask": np.ones(8, bool),
+}
 VARIABLES = {
     "params": {
         "backbone": {
@@ -107,7 +111,7 @@ def changed(before, after):
 )
 def test_a_step_changes_what_is_trained_and_nothing_else(tiny, trainable, blocks):
     state, train_step, partition = tiny(trainable)
-    after, _ = jax.jit(train_step)(state, make_batch(), rng.root(0))
+    after, _ = jax.jit(train_step)(state, BATCH, rng.root(0))
     trained = {f"head/{layer}/{leaf}" for layer in ("dense1", "logits") for leaf in ("kernel", "bias")}
     norms = {f"backbone/{block}_bn/{leaf}" for block in blocks for leaf in ("scale", "bias")}
     assert changed(state.params, after.params) == trained | norms | {f"backbone/{block}/kernel" for block in blocks}
@@ -121,7 +125,7 @@ def test_a_step_changes_what_is_trained_and_nothing_else(tiny, trainable, blocks
 def test_batch_norm_unfrozen_later_trains_but_keeps_its_statistics(tiny):
     _, _, first = tiny("head")
     state, train_step, _ = tiny("all", before=first)
-    after, _ = jax.jit(train_step)(state, make_batch(), rng.root(0))
+    after, _ = jax.jit(train_step)(state, BATCH, rng.root(0))
     assert changed(state.batch_stats, after.batch_stats) == set()
     assert "backbone/block1_bn/scale" in changed(state.params, after.params)
 
@@ -131,7 +135,7 @@ def test_frozen_layers_cost_no_gradient(tiny):
 
     def convolutions(trainable):
         state, train_step, _ = tiny(trainable)
-        return str(jax.make_jaxpr(train_step)(state, make_batch(), rng.root(0))).count("conv_general_dilated[")
+        return str(jax.make_jaxpr(train_step)(state, BATCH, rng.root(0))).count("conv_general_dilated[")
 
     assert convolutions("head") == 2
     assert convolutions("head|block2.*") == 3
@@ -143,7 +147,7 @@ def test_a_group_moves_by_its_factor(tiny):
     moves = []
     for groups in ((), (("backbone", 0.25),)):
         state, train_step, _ = tiny("all", groups, optimizer=plain)
-        after, _ = jax.jit(train_step)(state, make_batch(), rng.root(0))
+        after, _ = jax.jit(train_step)(state, BATCH, rng.root(0))
         moves.append(jax.tree.map(lambda a, b: np.asarray(b - a), state.params, after.params))
     whole, scaled = moves
     np.testing.assert_allclose(
@@ -154,6 +158,6 @@ def test_a_group_moves_by_its_factor(tiny):
 
 def test_diagnostics_name_layers_that_are_trained(tiny):
     state, train_step, _ = tiny("head|block2.*")
-    _, metrics = train_step(state, make_batch(), rng.root(0))
+    _, metrics = jax.jit(train_step)(state, BATCH, rng.root(0))
     norms = {name for name in summarise(metrics) if name.startswith("grad_norm/")}
     assert norms == {f"grad_norm/{layer}" for layer in ("backbone/block2", "head/dense1", "head/logits")}

@@ -1,13 +1,10 @@
 import json
 
-import jax.numpy as jnp
 import pytest
 from tensorboard_events import read_scalars
 
-from cnn_jax import rng
 from cnn_jax.errors import UserError
-from cnn_jax.models.cnn import CNN
-from cnn_jax.workdir.records import METRICS_FILE, Summaries, make_writer, model_table, read_metrics
+from cnn_jax.workdir.records import METRICS_FILE, Summaries, make_writer, read_metrics
 
 
 def test_records_are_json_lines_in_order(tmp_path):
@@ -56,12 +53,3 @@ def test_clus_writer_asks_for_tensorflow(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "clu.metric_writers", None)
     with pytest.raises(UserError, match=r"cnn_jax\[tensorflow\]"):
         make_writer("clu", tmp_path, 0)
-
-
-def test_model_table_counts_parameters_and_operations():
-    model = CNN(10, widths=(4,), convs_per_block=1, hidden=())
-    variables = model.init(rng.root(0), jnp.zeros((1, 8, 8, 3)), train=False)
-    table = model_table(model, variables, (8, 8))
-    assert "conv1_1/kernel" in table and "head/bias" in table
-    assert f"Total: {3 * 3 * 3 * 4 + 4 + 4 * 4 * 4 * 10 + 10:,}" in table
-    assert "million FLOPs" in table

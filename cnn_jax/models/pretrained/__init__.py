@@ -16,7 +16,6 @@ from jaxtyping import PyTree
 from cnn_jax.errors import UserError
 
 IMAGENET = "imagenet"  # the source that stands for the published weights of a backbone
-BACKBONES = ("inception_resnet_v2", "efficientnet_lite0")
 
 
 class Weight(NamedTuple):
@@ -35,7 +34,7 @@ def load(backbone: str, source: str, shapes: PyTree) -> PyTree:
     """Returns the variables of a backbone, {params, batch_stats} of float32 arrays, from published weights.
 
     Args:
-      backbone: one of `BACKBONES`.
+      backbone: its name, a key of `cnn_jax.models.BACKBONES` and the name of a module of this package.
       source: "imagenet" for what its authors published, or the path of such a file.
       shapes: the variables that the network wants; only their shapes matter.
 
