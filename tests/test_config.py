@@ -99,7 +99,7 @@ def test_every_key_has_help_and_a_default_that_its_rule_allows(network):
         ("model.name", "resnet"),
         ("model.widths", (32, 0)),
         ("model.dropout", (0.1, 1.0)),
-        ("optimizer.name", "adamw"),
+        ("optimizer.name", "lion"),
         ("optimizer.learning_rate", -0.1),
         ("optimizer.schedule", "step"),
         ("optimizer.momentum", 1.0),

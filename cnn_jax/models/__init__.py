@@ -14,8 +14,8 @@ from cnn_jax.models.resnet import ResNet18
 from cnn_jax.models.speednet import SpeedNet
 from cnn_jax.models.transfer import Transfer
 
-# To add a network: its class here, with `cnn_jax.keys.field`s for its options. To add a backbone: its class in BACKBONES,
-# and a module of the same name in cnn_jax.models.pretrained, which reads its published weights.
+# To add a network: its class here; options are `cnn_jax.keys.field`s. To add a backbone: its class in BACKBONES, and a
+# module of the same name in cnn_jax.models.pretrained, which reads its published weights.
 BACKBONES: dict[str, type[Backbone]] = {
     "inception_resnet_v2": InceptionResNetV2,
     "efficientnet_lite0": EfficientNetLite0,

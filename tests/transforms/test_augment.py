@@ -107,7 +107,7 @@ EVERYTHING = Augmentation(flip=True, shift=0.2, rotate=20.0, zoom=0.2, crop_padd
 
 def test_nothing_by_default(image):
     batch = jnp.array(image)[None]
-    assert not Augmentation()
+    assert not Augmentation().enabled
     assert Augmentation()(batch, rng.root(0)) is batch
 
 

@@ -48,7 +48,7 @@ def test_logits_are_the_weighted_mean_over_views(mirror, shift):
 
 
 def test_the_image_itself_by_default_and_for_runs_of_earlier_versions():
-    assert not ITSELF and Views.from_config({}) == ITSELF
+    assert not ITSELF.enabled and Views.from_config({}) == ITSELF
     assert Views.from_config({"epochs": 1, "mirror": True, "shift": 1}) == Views(True, 1)
 
 
