@@ -50,7 +50,7 @@ class Phase:
         self.optimizer = optim.make_optimizer(config.optimizer, self._schedule, factors)
         self.average = Average.from_config(config.average, schedule.total_steps)
         frozen = isinstance(model, TransferNetwork) and partition.freezes(model.backbone_name)
-        self.keeps_features = frozen and not augment and not Views.from_config(config.eval)
+        self.keeps_features = frozen and not augment.enabled and not Views.from_config(config.eval).enabled
         train_step = step.make_train_step(
             model,
             self.optimizer,

@@ -107,7 +107,7 @@ EVERYTHING = Augmentation(flip=True, shift=0.2, rotate=20.0, zoom=0.2, crop_padd
 
 def test_nothing_by_default(image):
     batch = jnp.array(image)[None]
-    assert not Augmentation()
+    assert not Augmentation().enabled
     assert Augmentation()(batch, rng.root(0)) is batch
 
 
@@ -143,7 +143,7 @@ def test_mirrored_images_are_mirrored_before_the_rest(image):
     mirrored = jnp.array([True, False, True])
     expected = np.stack([image[:, ::-1], image, image[:, ::-1]])
     alone = Augmentation(alternate_flip=True)
-    assert alone
+    assert alone.enabled
     np.testing.assert_array_equal(alone(batch, rng.root(0), mirrored=mirrored), expected)
     both = Augmentation(alternate_flip=True, crop_padding=2)(batch, rng.root(0), mirrored=mirrored)
     np.testing.assert_array_equal(both, Augmentation(crop_padding=2)(jnp.array(expected), rng.root(0)))

@@ -1,4 +1,4 @@
-"""Several views of an image, one answer; the same one wherever it is asked for."""
+"""Test-time augmentation against plain numpy; training and inference use the same."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +10,7 @@ from cnn_jax.models.cnn import CNN
 from cnn_jax.training.evaluator import make_evaluator
 from cnn_jax.training.metrics import summarise
 from cnn_jax.transforms.preprocess import Preprocessing
-from cnn_jax.transforms.tta import ITSELF, Views
+from cnn_jax.transforms.tta import NO_TTA, TTA
 
 MODEL = CNN(10, widths=(4,), convs_per_block=1, hidden=())
 
@@ -42,20 +42,21 @@ def test_logits_are_the_weighted_mean_over_views(mirror, shift):
     if mirror:
         parts = [(w / 2, form) for w, x in parts for form in (x, x[:, :, ::-1])]
     expected = sum(weight * np.asarray(predict(jnp.asarray(view))) for weight, view in parts)
-    np.testing.assert_allclose(Views(mirror, shift)(predict, jnp.asarray(batch)), expected, atol=1e-5)
+    np.testing.assert_allclose(TTA(mirror, shift)(predict, jnp.asarray(batch)), expected, atol=1e-5)
 
 
-def test_the_image_itself_by_default_and_for_runs_of_earlier_versions():
-    assert not ITSELF and Views.from_config({}) == ITSELF
-    assert Views.from_config({"epochs": 1, "mirror": True, "shift": 1}) == Views(True, 1)
+def test_off_by_default_and_for_runs_of_earlier_versions():
+    assert not NO_TTA.enabled and TTA.from_config({}) == NO_TTA
+    assert TTA(mirror=True).enabled and TTA(shift=1).enabled
+    assert TTA.from_config({"epochs": 1, "mirror": True, "shift": 1}) == TTA(True, 1)
 
 
-def test_what_is_served_is_what_was_scored():
+def test_evaluation_and_inference_agree():
     pixels = np.random.RandomState(2).randint(0, 256, (7, 8, 8, 3)).astype(np.uint8)
     labels = np.arange(7, dtype=np.int32)
     variables = MODEL.init(rng.root(0), jnp.zeros((1, 8, 8, 3)), train=False)
     losses = []
-    for views in (Views(True, 1), ITSELF):
+    for views in (TTA(True, 1), NO_TTA):
         evaluate = make_evaluator(MODEL, Preprocessing(), 4, views=views)
         scored = summarise(evaluate(variables, {"image": jnp.asarray(pixels), "label": jnp.asarray(labels)}))
         served = make_scorer(MODEL, variables, Preprocessing(), views)(pixels)
