@@ -230,7 +230,7 @@ def test_a_layer_is_missing_or_left_over(legacy, v3, shapes):
     fails(v3, shapes, "has no layer conv2d_100, where block17_3/project should be")
     with h5py.File(v3, "a") as file:
         file.copy("layers/conv2d_244", "layers/conv2d_100")
-    fails(v3, shapes, "has a layer conv2d_244, for which InceptionResNetV2 has no place")
+    fails(v3, shapes, "has a layer conv2d_244, which does not exist in InceptionResNetV2")
 
     with h5py.File(legacy, "a") as file:
         names = list(file.attrs["layer_names"])
@@ -242,7 +242,7 @@ def test_a_layer_is_missing_or_left_over(legacy, v3, shapes):
     with h5py.File(legacy, "a") as file:
         file.copy("layer1", "more")
         file.attrs["layer_names"] = [*names, "more"]
-    fails(legacy, shapes, "has a layer more, for which")
+    fails(legacy, shapes, "has a layer more, which does not exist")
 
 
 def test_a_weight_is_missing_or_left_over(legacy, v3, shapes):
@@ -280,7 +280,7 @@ def test_files_that_are_not_weights(legacy, shapes, tmp_path):
         fails(damaged, shapes, "cannot be read", "damaged, truncated or not HDF5")
     with h5py.File(damaged, "w") as file:
         file["images"] = np.zeros(3)
-    fails(damaged, shapes, "not a file of weights by Keras")
+    fails(damaged, shapes, "not a file of weights in Keras' legacy format")
     with pytest.raises(UserError, match=r"There is no file .*nowhere"):
         pretrained.load(BACKBONE, str(tmp_path / "nowhere"), shapes)
 

@@ -61,13 +61,13 @@ def test_a_pattern_that_selects_nothing_is_refused_with_what_there_is():
         Partition.of(VARIABLES, "all", (("hed", 0.1),))
 
 
-def test_batch_norm_is_still_where_it_is_frozen_and_stays_so():
+def test_batch_norm_runs_in_inference_mode_where_it_is_frozen_also_after_unfreezing():
     stem, last = ("backbone", "stem", "bn"), ("backbone", "conv_7b", "bn")
-    assert Partition.of(VARIABLES, "all").still == set()
-    assert Partition.of(VARIABLES, "head").still == {stem, last}
-    assert Partition.of(VARIABLES, "head|conv_7b").still == {stem}
-    later = Partition.of(VARIABLES, "all", before=Partition.of(VARIABLES, "head|conv_7b"))
-    assert later.still == {stem}
+    assert Partition.of(VARIABLES, "all").frozen_norms == set()
+    assert Partition.of(VARIABLES, "head").frozen_norms == {stem, last}
+    assert Partition.of(VARIABLES, "head|conv_7b").frozen_norms == {stem}
+    later = Partition.of(VARIABLES, "all", previous=Partition.of(VARIABLES, "head|conv_7b"))
+    assert later.frozen_norms == {stem}
 
 
 def test_groups_multiply_the_learning_rate():
@@ -84,11 +84,11 @@ def tiny():
     """Builds (state, train step, partition) of the small transfer network, for a pattern."""
     config = config_lib.load(ROOT / "tests" / "transfer_config.py")
 
-    def make(trainable, groups=(), before=None, optimizer=None):
+    def make(trainable, groups=(), previous=None, optimizer=None):
         config.optimizer.update(optimizer or {})
         model = models.build(config.model, 10)
         variables = jax.eval_shape(lambda: model.init(rng.root(0), jnp.zeros((1, 16, 16, 3)), train=False))
-        partition = Partition.of(variables, trainable, groups, before)
+        partition = Partition.of(variables, trainable, groups, previous)
         schedule = optim.make_schedule(config.optimizer, 100, 10)
         rule = optim.make_optimizer(config.optimizer, schedule, partition.factors(groups))
         train_step = step.make_train_step(
@@ -124,7 +124,7 @@ def test_a_step_changes_what_is_trained_and_nothing_else(tiny, trainable, blocks
 
 def test_batch_norm_unfrozen_later_trains_but_keeps_its_statistics(tiny):
     _, _, first = tiny("head")
-    state, train_step, _ = tiny("all", before=first)
+    state, train_step, _ = tiny("all", previous=first)
     after, _ = jax.jit(train_step)(state, BATCH, rng.root(0))
     assert changed(state.batch_stats, after.batch_stats) == set()
     assert "backbone/block1_bn/scale" in changed(state.params, after.params)

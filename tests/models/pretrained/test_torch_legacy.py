@@ -253,7 +253,7 @@ def good_with(**changes):
         (good_with(magic=1), "magic number"),
         (good_with(version=1002), "version is not 1001"),
         (good_with(little=b"\x89"), "big-endian"),
-        (good_with() + b"\0", "goes on after its last storage"),
+        (good_with() + b"\0", "continues after its last storage"),
         (good_with()[:-1], "ends within a storage of 4 elements"),
         (good_with(contents={}), "not those of its tensors"),
         (good_with(contents={"0": np.zeros(4, np.float32), "1": np.zeros(1)}), "not those of its tensors"),
