@@ -82,7 +82,7 @@ def test_training_moves_the_statistics_by_one_hundredth(variables, images):
     np.testing.assert_allclose(new["var"], 0.99 + 0.01 * seen.var((0, 1, 2)), rtol=1e-4)
 
 
-def test_dropout_acts_in_training_alone(variables, images):
+def test_dropout_acts_only_in_training(variables, images):
     def logits(train, seed):
         return SMALL.apply(variables, images, train=train, mutable=["batch_stats"], rngs={"dropout": rng.root(seed)})[0]
 

@@ -1,4 +1,4 @@
-"""Frozen and trained parameters: what the labels say is what a step does."""
+"""Partitions into frozen and trained parameters, and train steps that follow them."""
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +35,7 @@ VARIABLES = {
 
 
 def chosen(pattern, **kwargs):
-    """The modules, two names deep, in which something is trained."""
+    """The modules, two levels deep, with trained parameters."""
     labels = Partition.of(VARIABLES, pattern, **kwargs).labels
     paths = {
         "/".join(p.key for p in path[:2]) for path, label in jax.tree.leaves_with_path(labels) if label != "frozen"
@@ -54,7 +54,7 @@ def test_patterns_select_modules_by_name_or_path():
     assert not selects("block", ("backbone", "block8_1"))
 
 
-def test_a_pattern_that_selects_nothing_is_refused_with_what_there_is():
+def test_a_pattern_that_selects_nothing_is_refused_with_a_list_of_modules():
     with pytest.raises(UserError, match=r"'haed' selects none.*backbone/stem.*head/logits"):
         Partition.of(VARIABLES, "haed")
     with pytest.raises(UserError, match=r"'hed' selects none"):
@@ -117,7 +117,7 @@ def test_a_step_changes_what_is_trained_and_nothing_else(tiny, trainable, blocks
     assert changed(state.params, after.params) == trained | norms | {f"backbone/{block}/kernel" for block in blocks}
     statistics = {f"backbone/{block}_bn/{leaf}" for block in blocks for leaf in ("mean", "var")}
     assert changed(state.batch_stats, after.batch_stats) == statistics
-    # Adam: two moments of what is trained, none of what is frozen.
+    # Adam: two moments per trained parameter, none for frozen ones.
     sizes = [x.size for x in jax.tree.leaves(partition.trained(state.params))]
     assert sum(x.size for x in jax.tree.leaves(state.opt_state) if x.ndim) == 2 * sum(sizes)
 
@@ -131,7 +131,7 @@ def test_batch_norm_unfrozen_later_trains_but_keeps_its_statistics(tiny):
 
 
 def test_frozen_layers_cost_no_gradient(tiny):
-    """Two convolutions forward; backward, two for kernels and one for what goes from the second to the first."""
+    """Two convolutions forward; backward, two for the kernels and one from the second to the first."""
 
     def convolutions(trainable):
         state, train_step, _ = tiny(trainable)

@@ -20,14 +20,14 @@ def images(count=3, side=6):
 
 
 def moved(image, by):
-    """Moved by `by` pixels down and right, pixel by pixel, filled up by reflection."""
+    """Moved by `by` pixels down and right, pixel by pixel, padded by reflection."""
     side = len(image)
     fold = lambda i: -i if i < 0 else 2 * side - 2 - i if i >= side else i  # noqa: E731
     return np.array([[image[fold(y - by), fold(x - by)] for x in range(side)] for y in range(side)])
 
 
 def predict(batch):
-    """Logits that depend on every pixel and its place."""
+    """Logits that depend on every pixel and its position."""
     weights = jnp.asarray(np.random.RandomState(1).rand(6 * 6 * 3, 4), jnp.float32)
     return jnp.sin(batch.reshape(len(batch), -1) @ weights)
 
