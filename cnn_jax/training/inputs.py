@@ -11,7 +11,7 @@ from cnn_jax.data.pipeline import Batch
 from cnn_jax.transforms.augment import Augmentation, alternate
 from cnn_jax.transforms.mix import mix
 from cnn_jax.transforms.preprocess import Preprocessing
-from cnn_jax.transforms.tta import ITSELF, Views
+from cnn_jax.transforms.tta import NO_TTA, TTA
 
 Targets = Float[Array, "batch classes"]
 Logits = Float[Array, "batch classes"]
@@ -60,7 +60,7 @@ class ImageInputs:
     augment: Augmentation = dataclasses.field(default_factory=Augmentation)
     mixup: float = 0.0
     cutmix: float = 0.0
-    tta: Views = ITSELF
+    tta: TTA = NO_TTA
 
     method: ClassVar[str] = "__call__"
 
@@ -68,7 +68,7 @@ class ImageInputs:
     def from_config(cls, config: Any, preprocess: Preprocessing, image_size: tuple[int, int]) -> "ImageInputs":
         """Builds it from `config.augment` and `config.eval`, for images that are preprocessed to `image_size`."""
         augment = Augmentation.from_config(config.augment, preprocess.mean, image_size)
-        return cls(preprocess, augment, config.augment.mixup, config.augment.cutmix, Views.from_config(config.eval))
+        return cls(preprocess, augment, config.augment.mixup, config.augment.cutmix, TTA.from_config(config.eval))
 
     @property
     def fixed(self) -> bool:
