@@ -145,7 +145,9 @@ class Augmentation:
                 f"least {math.ceil(10**4 / side) / 10**4}, or to 0 for no shift."
             )
         own = {field.name for field in dataclasses.fields(cls)}  # the others are of cnn_jax.transforms.mix
-        return cls(**{name: value for name, value in config.items() if name in own}, cutout_fill=tuple(mean))
+        return cls(
+            **{name: value for name, value in config.items() if name in own}, cutout_fill=(mean[0], mean[1], mean[2])
+        )
 
     @property
     def enabled(self) -> bool:

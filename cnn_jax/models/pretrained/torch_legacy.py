@@ -163,9 +163,8 @@ class _Interpreter:
     def load(self) -> Any:
         """Runs the pickle and returns its object; the file is then at the byte after it."""
         while (opcode := self._take(1)) != pickle.STOP:
-            instruction = _INSTRUCTIONS.get(opcode)
-            _require(instruction is not None, f"it asks for the opcode {opcode!r}, which no file of tensors needs")
-            instruction(self)
+            _require(opcode in _INSTRUCTIONS, f"it asks for the opcode {opcode!r}, which no file of tensors needs")
+            _INSTRUCTIONS[opcode](self)
         value = self._pop()
         _require(not self._stack, "a pickle leaves something behind")
         return value
