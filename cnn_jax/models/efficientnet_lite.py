@@ -39,8 +39,8 @@ class EfficientNetLite0(nn.Module):
     dtype: Any = jnp.float32
 
     num_features: ClassVar[int] = 1280
-    mean: ClassVar[tuple[float, float, float]] = (127 / 255,) * 3
-    std: ClassVar[tuple[float, float, float]] = (128 / 255,) * 3
+    mean: ClassVar[tuple[float, float, float]] = (127 / 255, 127 / 255, 127 / 255)
+    std: ClassVar[tuple[float, float, float]] = (128 / 255, 128 / 255, 128 / 255)
 
     @nn.compact
     def __call__(self, images: Float[Array, "batch height width 3"], *, train: bool) -> Float[Array, "batch 1280"]:

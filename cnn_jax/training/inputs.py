@@ -25,7 +25,7 @@ class Inputs(Protocol):
       method: of the network, which is applied to the inputs.
     """
 
-    method: str
+    method: ClassVar[str]
 
     def train(
         self, batch: Batch, targets: Targets, key: PRNGKeyArray, step: Int[Array, ""], offset: int | Int[Array, ""]
@@ -39,9 +39,11 @@ class Inputs(Protocol):
           step: the training step.
           offset: the position of the first example in the global batch.
         """
+        ...
 
     def predict(self, network: Callable[[Array], Logits], batch: Batch) -> Logits:
         """Returns the logits at test time, `network` being the network with its variables."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)

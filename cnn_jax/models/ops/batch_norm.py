@@ -71,7 +71,7 @@ def _batch_norm(x, scale, bias, epsilon, axis_name):
 
 
 def _forward(x, scale, bias, epsilon, axis_name):
-    y, mean, variance = _batch_norm(x, scale, bias, epsilon, axis_name)
+    y, mean, variance = _batch_norm(x, scale, bias, epsilon, axis_name)  # pyright: ignore[reportGeneralTypeIssues]
     return (y, mean, variance), (x, scale, mean, variance)
 
 

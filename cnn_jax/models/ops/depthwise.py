@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Sequence
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -69,12 +70,13 @@ def _backward(strides: tuple, padding: tuple, saved: tuple[Array, Array], gradie
     spread = _pad(gradient, edges, strides)
     of_images = _shifted(spread, kernel[::-1, ::-1].astype(jnp.float32), (1, 1), ((0, 0), (0, 0)))
     # Of the kernel: one sum per element, all in one pass; first over each image, which is faster in XLA.
-    shifts = _shifts(_materialise(_pad(images, padding)), *kernel.shape[:2], strides)
+    rows, columns = kernel.shape[:2]
+    shifts = _shifts(_materialise(_pad(images, padding)), rows, columns, strides)
     zeros = [jnp.float32(0)] * len(shifts)
     products = [shift * gradient for shift in shifts]
     sums = lax.reduce(products, zeros, lambda a, b: [x + y for x, y in zip(a, b, strict=True)], (1, 2))
     of_kernel = jnp.stack(_materialise(sums)).sum(1).reshape(kernel.shape)
-    return of_images.astype(images.dtype), of_kernel.astype(kernel.dtype)
+    return cast(Array, of_images).astype(images.dtype), of_kernel.astype(kernel.dtype)
 
 
 _shifted.defvjp(_forward, _backward)

@@ -163,9 +163,8 @@ class _Interpreter:
     def load(self) -> Any:
         """Runs the pickle and returns its object; the file is then positioned after it."""
         while (opcode := self._take(1)) != pickle.STOP:
-            instruction = _INSTRUCTIONS.get(opcode)
-            _require(instruction is not None, f"it has the opcode {opcode!r}, which no file of tensors needs")
-            instruction(self)
+            _require(opcode in _INSTRUCTIONS, f"it has the opcode {opcode!r}, which no file of tensors needs")
+            _INSTRUCTIONS[opcode](self)
         value = self._pop()
         _require(not self._stack, "a pickle does not end with an empty stack")
         return value
