@@ -6,6 +6,7 @@ import os
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4"
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
+os.environ["JAX_NUMPY_DTYPE_PROMOTION"] = "strict"
 os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # the user's own, which tests must neither read nor fill
 # Compiling takes most of the time of these tests; without optimization it takes a quarter.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")

@@ -132,8 +132,10 @@ TrainMetrics = clu_metrics.Collection.create(**Classification.__annotations__, d
 
 def summarise(collection: clu_metrics.Collection) -> dict[str, jax.Array]:
     """Computes a collection into one flat dictionary of scalars."""
+    with jax.numpy_dtype_promotion("standard"):  # clu divides sums by integer counts
+        computed = collection.compute()
     values = {}
-    for name, value in collection.compute().items():
+    for name, value in computed.items():
         values.update(value if isinstance(value, dict) else {name: value})
     return values
 

@@ -103,13 +103,14 @@ class TrainStep:
                 )
             losses = optax.softmax_cross_entropy(logits, targets)
             # Divided by the examples of all devices: the gradients of the parts then add up to that of the whole.
-            return jnp.where(batch["mask"], losses, 0).sum() / count, (logits, losses, updated)
+            return jnp.where(batch["mask"], losses, 0).sum() / count.astype(losses.dtype), (logits, losses, updated)
 
         trained = self._trained(state.params)
         grads, (logits, losses, updated) = jax.grad(loss_fn, has_aux=True)(trained)
         if self.axis_name is not None:
             grads = jax.lax.psum(grads, self.axis_name)
-        updates, opt_state = self.optimizer.update(grads, state.opt_state, trained)
+        with jax.numpy_dtype_promotion("standard"):  # optax divides by numbers of steps, which are integers
+            updates, opt_state = self.optimizer.update(grads, state.opt_state, trained)
         metrics = TrainMetrics.single_from_model_output(
             logits=logits,
             labels=batch["label"],

@@ -74,7 +74,7 @@ def rotate_zoom(image: Image, key: PRNGKeyArray, degrees: float, zoom: float) ->
     angle = jnp.deg2rad(jax.random.uniform(angle_key, minval=-degrees, maxval=degrees))
     factor = jax.random.uniform(zoom_key, minval=1 - zoom, maxval=1 + zoom)
     cy, cx = (height - 1) / 2, (width - 1) / 2
-    y, x = jnp.meshgrid(jnp.arange(height) - cy, jnp.arange(width) - cx, indexing="ij")
+    y, x = jnp.meshgrid(jnp.arange(float(height)) - cy, jnp.arange(float(width)) - cx, indexing="ij")
     # Source coordinates of each output pixel: the inverse of the rotation and of the scaling.
     source_y = (jnp.cos(angle) * y - jnp.sin(angle) * x) / factor + cy
     source_x = (jnp.sin(angle) * y + jnp.cos(angle) * x) / factor + cx

@@ -49,13 +49,13 @@ def cutmix(images: Images, targets: Targets, key: PRNGKeyArray, alpha: float) ->
     partner, factor = _draw(key, len(images), alpha)
     height, width = images.shape[1:3]
     sides = jnp.array([height, width])
-    size = (jnp.sqrt(1 - factor) * sides).astype(sides.dtype)  # rounded down
+    size = (jnp.sqrt(1 - factor) * sides.astype(factor.dtype)).astype(sides.dtype)  # rounded down
     top, left = start = jax.random.randint(rng.stream(key, "box"), (2,), 0, sides) - size // 2
     bottom, right = start + size
     rows, columns = jnp.arange(height)[:, None], jnp.arange(width)[None, :]
     inside = (rows >= top) & (rows < bottom) & (columns >= left) & (columns < right)
     mixed = jnp.where(inside[None, :, :, None], images[partner], images)
-    return mixed, _blend(targets, partner, 1 - inside.mean(dtype=targets.dtype))
+    return mixed, _blend(targets, partner, 1 - inside.astype(targets.dtype).mean())
 
 
 def mix(

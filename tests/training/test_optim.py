@@ -14,6 +14,13 @@ def make(**changes):
     return config
 
 
+@pytest.fixture(autouse=True)
+def optax_promotes():
+    """Optax divides by numbers of steps, which are integers."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
 def run(config, steps=5):
     """Minimises a quadratic; returns parameters after every step, and the same in plain numpy is below."""
     params = {"kernel": jnp.array([[1.0, -2.0]]), "bias": jnp.array([3.0])}

@@ -8,6 +8,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
@@ -33,7 +34,7 @@ def batch_norm(
       The normalised values, in float32 or higher precision, and the mean and the (biased) variance of each channel. On
       a CPU only reverse-mode derivatives exist.
     """
-    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    x = x.astype(np.promote_types(x.dtype, np.float32))
     plain, fast = (functools.partial(f, epsilon=epsilon, axis_name=axis_name) for f in (_plain, _fast))
     return lax.platform_dependent(x, scale, bias, cpu=fast, default=plain)
 
@@ -56,7 +57,7 @@ def _by_moments(x, scale, bias, epsilon, moments):
 def normalise(x: Values, scale: Channels, bias: Channels, mean: Channels, variance: Channels, epsilon: float) -> Values:
     """Returns `(x - mean) / sqrt(variance + epsilon) * scale + bias`, at least float32; see `batch_norm`."""
     spread = functools.partial(jnp.expand_dims, axis=tuple(range(x.ndim - 1)))
-    return (x - spread(mean)) * spread(lax.rsqrt(variance + epsilon) * scale) + spread(bias)
+    return (x.astype(mean.dtype) - spread(mean)) * spread(lax.rsqrt(variance + epsilon) * scale) + spread(bias)
 
 
 def _fast(x, scale, bias, epsilon, axis_name):

@@ -8,6 +8,7 @@ Three short sums also have smaller rounding errors: 2e-7 instead of 1e-5 of a su
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
@@ -17,7 +18,7 @@ _GROUPS = (8, 4, 2, 1)
 
 def channel_sum(values: Float[Array, "*axes channels"]) -> Float[Array, " channels"]:
     """Returns the sum over all axes but the last, in at least float32; intended for CPUs."""
-    values = values.astype(jnp.promote_types(values.dtype, jnp.float32))
+    values = values.astype(np.promote_types(values.dtype, np.float32))
     if values.ndim == 2:
         return values.sum(0)
     batch, channels = values.shape[0], values.shape[-1]
