@@ -1,11 +1,12 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from sklearn import metrics as sk
 
-from cnn_jax.training.metrics import NAMES, Classification, summarise, zeros_like
-from cnn_jax.training.step import cross_entropy
+from cnn_jax.training.metrics import NAMES, Classification, summarise
+from cnn_jax.training.step import cross_entropy, soft_targets
 
 
 def update(logits, labels, mask=None):
@@ -28,7 +29,7 @@ def predictions():
 def test_equal_scikit_learn(predictions):
     logits, labels = predictions
     values = summarise(update(logits, labels))
-    assert set(values) == set(NAMES)
+    assert set(values) >= set(NAMES)
     predicted = logits.argmax(-1)
     probabilities = np.asarray(jax.nn.softmax(logits))
     claims = probabilities > 0.5
@@ -58,7 +59,7 @@ def test_classes_that_never_occur_are_left_out_as_in_scikit_learn():
 def test_merging_and_masking_equal_the_whole(predictions):
     logits, labels = predictions
     whole = summarise(update(logits, labels))
-    merged = zeros_like(update(logits, labels))
+    merged = jax.tree.map(jnp.zeros_like, update(logits, labels))  # as chunks start
     for start in range(0, 200, 70):
         part, names = logits[start : start + 70], labels[start : start + 70]
         padding = 70 - len(part)
@@ -73,4 +74,5 @@ def test_label_smoothing():
     logits, labels = jnp.array([[2.0, 0.0, -1.0]]), jnp.array([0])
     log_p = jax.nn.log_softmax(logits)[0]
     expected = -(0.8 + 0.2 / 3) * log_p[0] - 0.2 / 3 * (log_p[1] + log_p[2])
-    np.testing.assert_allclose(cross_entropy(logits, labels, 0.2)[0], expected, rtol=1e-6)
+    loss = optax.softmax_cross_entropy(logits, soft_targets(labels, 3, 0.2))[0]
+    np.testing.assert_allclose(loss, expected, rtol=1e-6)
