@@ -200,6 +200,47 @@ def test_data_set(run):
     assert values(run("npz"), "accuracy")[-1] > 0.9
 
 
+RECENT = {
+    "optimizer.name": "adamw",
+    "optimizer.learning_rate": "0.005",
+    "optimizer.weight_decay": "0.05",
+    "optimizer.clip_norm": "1.0",
+    "optimizer.schedule": "onecycle",
+    "augment.mixup": "0.2",
+    "epochs": "2",
+}
+
+
+@pytest.mark.parametrize(
+    "network, head",
+    [
+        pytest.param({"model.name": "resnet18", "model.width": "8"}, (64, 10), marks=pytest.mark.slow),
+        (NARROW | {"model.widths": "(16,)"}, (400, 10)),
+    ],
+    ids=["resnet18", "cnn"],
+)
+def test_learns_with_adamw_clipping_mixup_and_one_cycle(tmp_path, network, head):
+    assert train(config_lib.load("quickstart", SMALL | RECENT | network), str(tmp_path)) == 0
+    model, _ = final_arrays(tmp_path, 2 * TOTAL)
+    assert model["params"]["head"]["kernel"].shape == head
+    rates = values(tmp_path, "learning_rate")  # of steps 4, 9, ..., 59; the peak is at step 18
+    assert 0.0049 < max(rates) == rates[3] and rates[0] < 0.002 and rates[-1] < 1e-4
+    assert values(tmp_path, "accuracy", "test")[0] > 0.5
+
+
+def test_cosine_restarts_after_a_warm_up(tmp_path):
+    changes = {
+        "optimizer.schedule": "restarts",
+        "optimizer.restarts.epochs": "0.4",
+        "optimizer.warmup_epochs": "0.2",
+        "augment.cutmix": "1.0",
+    }
+    assert train(config_lib.load("quickstart", SMALL | NARROW | changes), str(tmp_path)) == 0
+    # Of steps 4, 9, ...: 6 of 30 steps rise, then decays take 12 and 24.
+    decays = 0.5 * (1 + np.cos(np.pi * np.array([3 / 12, 8 / 12, 1 / 24, 6 / 24, 11 / 24])))
+    np.testing.assert_allclose(values(tmp_path, "learning_rate"), 0.01 * np.array([4 / 6, *decays]), rtol=1e-5)
+
+
 @pytest.mark.slow
 def test_the_tests_of_the_tables_pass_in_the_copy(copy):
     """They compare the names in the tables with those in the configuration, and networks with their protocol."""

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import PyTree
 
+from cnn_jax.errors import UserError
 from cnn_jax.training import muon
 
 # Learning-rate schedules by the name of `config.optimizer.schedule`. Arguments: `config.optimizer`, the number of steps
@@ -32,7 +33,15 @@ def make_schedule(config: Any, total_steps: int, steps_per_epoch: float) -> opta
         zero, before the schedule).
       total_steps: the step at which the schedule ends.
       steps_per_epoch: to convert epochs.
+
+    Raises:
+      UserError: there is a warm-up before schedule "onecycle", which has its own.
     """
+    if config.warmup_epochs and config.schedule == "onecycle":
+        raise UserError(
+            f"config.optimizer.warmup_epochs is {config.warmup_epochs}, but the schedule onecycle has its own warm-up: "
+            "set it to 0, or take another config.optimizer.schedule."
+        )
     warmup = round(config.warmup_epochs * steps_per_epoch)
     decay = SCHEDULES[config.schedule](config, max(total_steps - warmup, 1), steps_per_epoch)
     if not warmup:
