@@ -1,20 +1,22 @@
-"""Data sets: `load(config.data)` returns the training, validation and test images of a data set.
+"""Data sets: `load(config.data)` returns the training, validation and test images of a data set."""
 
-To add a data set, write a module here with a function `load(...)` that returns its training and test source (None for
-a fifth of the training images), see `cnn_jax.data.splits.Source`; call it in `load` below for its `config.data.name`.
-"""
-
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cnn_jax.data.splits import Dataset
+
+# The modules of data sets by `config.data.name`; all other names are those of tfds. Each has a function
+# `load(config.data) -> (train, test)`, two `cnn_jax.data.splits.Source`s; where test is None, a part of the training
+# images becomes the test split.
+MODULES = {"digits": "cnn_jax.data.digits", "folder": "cnn_jax.data.folder"}
 
 
 def load(config: Any) -> "Dataset":
     """Returns the data set that `config.data` describes, divided into splits; images are decoded on access.
 
     Args:
-      config: `name` ("digits", "folder", or the name of a tfds image-classification data set), `dir`, `validation`,
+      config: `name` (one of `MODULES`, or of an image-classification data set of tfds), `dir`, `validation`,
         `train_examples`, `split_seed` and `image_size`.
 
     Raises:
@@ -23,16 +25,5 @@ def load(config: Any) -> "Dataset":
     # Imported here, because commands decode images without a data set, and tfds takes a second to import.
     from cnn_jax.data.splits import make_splits
 
-    if config.name == "digits":
-        from cnn_jax.data import digits
-
-        sources = digits.load()
-    elif config.name == "folder":
-        from cnn_jax.data import folder
-
-        sources = folder.load(config.dir, config.image_size)
-    else:
-        from cnn_jax.data import tfds
-
-        sources = tfds.load(config.name, config.dir, config.image_size)
-    return make_splits(config.name, *sources, config)
+    module = importlib.import_module(MODULES.get(config.name, "cnn_jax.data.tfds"))
+    return make_splits(config.name, *module.load(config), config)

@@ -2,6 +2,7 @@
 
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -11,11 +12,14 @@ from cnn_jax.data.splits import ArraySource
 SIZE = 32
 
 
-def load() -> tuple[ArraySource, None]:
+def load(config: Any = None) -> tuple[ArraySource, None]:
     """Returns the digits as RGB images of 32x32 pixels, and None, because there is no test split.
 
     Source: E. Alpaydin and C. Kaynak 1998, Optical Recognition of Handwritten Digits, UCI Machine Learning Repository;
     8x8 pixels with values from 0 to 16, enlarged here by bicubic interpolation.
+
+    Args:
+      config: unused; other data sets need it.
     """
     values, labels = _table()
     grey = np.round(values.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)

@@ -1,6 +1,7 @@
 """Folders of photographs: `DIR/train/CLASS/*` and `DIR/test/CLASS/*`, or `DIR/CLASS/*` with a seeded split."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -11,28 +12,31 @@ from cnn_jax.errors import UserError
 _LAYOUT = "DIR/train/CLASS/*.jpg and DIR/test/CLASS/*.jpg, or DIR/CLASS/*.jpg"
 
 
-def load(directory: str, image_size: int) -> tuple[EncodedSource, EncodedSource | None]:
+def load(config: Any) -> tuple[EncodedSource, EncodedSource | None]:
     """Returns the training images and, if there is a folder "test", the test images.
 
-    Photographs differ in size, so each is cropped to a centred square and resized to `image_size` pixels on access.
+    Photographs differ in size, so each is cropped to a centred square and resized on access.
+
+    Args:
+      config: `dir`, the folder, and `image_size`, the side of the squares in pixels.
 
     Raises:
       UserError: there is no such folder, it has no images or fewer than two classes, or the test images have a class
         that the training images lack.
     """
-    if not directory:
+    if not config.dir:
         raise UserError(f"The data set 'folder' needs --config.data.dir=DIR, with {_LAYOUT}.")
-    if not image_size:
+    if not config.image_size:
         raise UserError(
             "Photographs differ in size: set config.data.image_size to the side in pixels to resize them to."
         )
-    root = Path(directory).expanduser()
+    root = Path(config.dir).expanduser()
     if not root.is_dir():
         raise UserError(f"{root} is not a folder: set --config.data.dir to one with {_LAYOUT}.")
     if not (root / "train").is_dir():
-        return scan(root, image_size), None
-    train = scan(root / "train", image_size)
-    test = scan(root / "test", image_size, train.class_names) if (root / "test").is_dir() else None
+        return scan(root, config.image_size), None
+    train = scan(root / "train", config.image_size)
+    test = scan(root / "test", config.image_size, train.class_names) if (root / "test").is_dir() else None
     return train, test
 
 

@@ -3,27 +3,29 @@
 import difflib
 import functools
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 
-from cnn_jax.data import cifar10
+from cnn_jax.data import MODULES, cifar10
 from cnn_jax.data.splits import EncodedSource
 from cnn_jax.errors import UserError
 
 
-def load(name: str, directory: str, image_size: int) -> tuple[EncodedSource, EncodedSource | None]:
+def load(config: Any) -> tuple[EncodedSource, EncodedSource | None]:
     """Returns the training images of a tfds data set and, if it has a test split, the test images.
 
     Args:
-      name: an image-classification data set of tfds; CIFAR-10 is downloaded and prepared on first use.
-      directory: the data directory of tfds; empty for `TFDS_DATA_DIR` or `~/tensorflow_datasets`.
-      image_size: if the images differ in size, they are cropped to a centred square and resized to this side.
+      config: `name`, an image-classification data set of tfds (CIFAR-10 is downloaded and prepared on first use);
+        `dir`, the data directory of tfds, empty for `TFDS_DATA_DIR` or `~/tensorflow_datasets`; and `image_size`: if
+        the images differ in size, they are cropped to a centred square and resized to this side.
 
     Raises:
       UserError: there is no such data set, it is not prepared as array_record, or not for image classification.
     """
-    builder = _builder(name, directory)
+    name, image_size = config.name, config.image_size
+    builder = _builder(name, config.dir)
     image_key, label_key = _keys(name, builder.info)
     differ = None in builder.info.features[image_key].shape
     if differ and not image_size:
@@ -62,9 +64,7 @@ def _builder(name: str, directory: str | None) -> tfds.core.DatasetBuilder:
     try:
         builder = tfds.builder(name, data_dir=directory, try_gcs=False)
     except tfds.core.DatasetNotFoundError:
-        close = difflib.get_close_matches(
-            name, ["digits", "folder", *tfds.list_builders(with_community_datasets=False)], 3
-        )
+        close = difflib.get_close_matches(name, [*MODULES, *tfds.list_builders(with_community_datasets=False)], 3)
         hint = f"did you mean {' or '.join(close)}?" if close else "see https://www.tensorflow.org/datasets/catalog."
         raise UserError(f"config.data.name is {name!r}, which is not a data set: {hint}") from None
     except Exception as error:  # a builder may import any package, often TensorFlow

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from cnn_jax import rng
 from cnn_jax.data.pipeline import Batch
 from cnn_jax.transforms.augment import Augmentation, alternate
-from cnn_jax.transforms.mix import mix
+from cnn_jax.transforms.mix import Mixing
 from cnn_jax.transforms.preprocess import Preprocessing
 from cnn_jax.transforms.tta import NO_TTA, TTA
 
@@ -53,15 +53,13 @@ class ImageInputs:
     Attributes:
       preprocess: what is done to every image.
       augment: what is done to each training image.
-      mixup: parameter of `cnn_jax.transforms.mix.mixup`; 0 for none.
-      cutmix: parameter of `cnn_jax.transforms.mix.cutmix`; 0 for none.
+      mix: what is done to pairs of training images and their targets.
       tta: what is averaged at test time.
     """
 
     preprocess: Preprocessing
     augment: Augmentation = dataclasses.field(default_factory=Augmentation)
-    mixup: float = 0.0
-    cutmix: float = 0.0
+    mix: Mixing = dataclasses.field(default_factory=Mixing)
     tta: TTA = NO_TTA
 
     method: ClassVar[str] = "__call__"
@@ -70,12 +68,12 @@ class ImageInputs:
     def from_config(cls, config: Any, preprocess: Preprocessing, image_size: tuple[int, int]) -> "ImageInputs":
         """Builds it from `config.augment` and `config.eval`, for images that are preprocessed to `image_size`."""
         augment = Augmentation.from_config(config.augment, preprocess.mean, image_size)
-        return cls(preprocess, augment, config.augment.mixup, config.augment.cutmix, TTA.from_config(config.eval))
+        return cls(preprocess, augment, Mixing.from_config(config.augment), TTA.from_config(config.eval))
 
     @property
     def fixed(self) -> bool:
         """Whether the network is given the same input for an image in every epoch and at test time."""
-        return not (self.augment.enabled or self.mixup or self.cutmix or self.tta.enabled)
+        return not (self.augment.enabled or self.mix.enabled or self.tta.enabled)
 
     def train(
         self, batch: Batch, targets: Targets, key: PRNGKeyArray, step: Int[Array, ""], offset: int | Int[Array, ""] = 0
@@ -87,7 +85,7 @@ class ImageInputs:
         scaled = self.preprocess.scale(batch["image"])
         augment_key = rng.stream(key, "augment", step)
         images = self.preprocess.normalise(self.augment(scaled, augment_key, offset, mirrored))
-        return mix(images, targets, rng.stream(augment_key, "mix"), mixup_alpha=self.mixup, cutmix_alpha=self.cutmix)
+        return self.mix(images, targets, rng.stream(augment_key, "mix"))
 
     def predict(self, network: Callable[[Array], Logits], batch: Batch) -> Logits:
         """See `Inputs`."""

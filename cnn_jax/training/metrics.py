@@ -1,4 +1,19 @@
-"""Classification metrics as sums and counts: they add up over batches, chunks and devices, whatever the sizes."""
+"""Classification metrics as sums and counts: they add up over batches, chunks and devices, whatever the sizes.
+
+A metric is a `clu.metrics.Metric`, a flax dataclass whose fields are arrays, with three methods:
+
+- `from_model_output(*, logits, labels, loss, mask, **_)`, a class method, returns the metric of a batch: logits
+  `[batch, classes]`, and labels, loss and mask `[batch]`. Where the mask is False, an example is padding and must not
+  count.
+- `merge(other)` returns the metric of both batches: the sum, field by field. Metrics start from zeros and are summed
+  over devices in the same way, so that every field must be a sum or a count. That is the case for `Average`, `Accuracy`
+  and `Std` of clu, but not for `LastValue` and `CollectingMetric`.
+- `compute()` returns a scalar, which is recorded under the name of the metric in `Classification`, or a dictionary of
+  scalars by name.
+
+`clu.metrics.Average.from_fun(f)` makes a metric of a function `f(*, logits, labels, loss, **_)` with one value per
+example.
+"""
 
 from typing import Any
 
@@ -14,7 +29,7 @@ from cnn_jax.parallel.placement import Placement
 # No `from __future__ import annotations` here: clu reads the annotations of a Collection as classes.
 
 
-# The names under which `Classification` is recorded, in the order in which people read them.
+# The names that every record of a run has, in the order in which people read them; those of other metrics follow.
 NAMES = ("loss", "accuracy", "precision", "recall", "f1", "threshold_precision", "threshold_recall")
 
 
@@ -100,7 +115,7 @@ class ThresholdScores(_Counts):
 
 @flax.struct.dataclass
 class Classification(clu_metrics.Collection):
-    """Everything that is recorded of a set of predictions."""
+    """Everything that is recorded of a set of predictions: by name, the classes of metrics."""
 
     loss: clu_metrics.Average.from_output("loss")  # pyright: ignore[reportInvalidTypeForm]
     accuracy: clu_metrics.Accuracy

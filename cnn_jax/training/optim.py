@@ -8,15 +8,16 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import PyTree
 
+from cnn_jax.errors import UserError
 from cnn_jax.training import muon
 
-# Learning-rate schedules, by the names of `config.optimizer.schedule`: functions of the configuration, the number of
-# steps and the steps per epoch. To add one: a line here, and its name in configs/base.py.
+# Learning-rate schedules by the name of `config.optimizer.schedule`. Arguments: `config.optimizer`, the number of steps
+# of the schedule without warm-up, and the steps per epoch. Returns the learning rate as a function of the step.
 SCHEDULES: dict[str, Callable[[Any, int, float], optax.Schedule]] = {
     "constant": lambda config, steps, _: optax.constant_schedule(config.learning_rate),
     "linear": lambda config, steps, _: optax.linear_schedule(config.learning_rate, 0.0, steps),
     "cosine": lambda config, steps, _: optax.cosine_decay_schedule(config.learning_rate, steps),
-    # Smith and Topin 2017, arXiv:1708.07120: up in the first 30 % of the steps, then down to nothing.
+    # Smith and Topin 2017, arXiv:1708.07120: rises in the first 30 % of the steps, then decays to almost zero.
     "onecycle": lambda config, steps, _: optax.cosine_onecycle_schedule(steps, config.learning_rate),
     "restarts": lambda config, steps, steps_per_epoch: cosine_restarts(
         config.learning_rate, steps, config.restarts.epochs * steps_per_epoch, config.restarts.factor
@@ -32,7 +33,15 @@ def make_schedule(config: Any, total_steps: int, steps_per_epoch: float) -> opta
         zero, before the schedule).
       total_steps: the step at which the schedule ends.
       steps_per_epoch: to convert epochs.
+
+    Raises:
+      UserError: there is a warm-up before schedule "onecycle", which has its own.
     """
+    if config.warmup_epochs and config.schedule == "onecycle":
+        raise UserError(
+            f"config.optimizer.warmup_epochs is {config.warmup_epochs}, but the schedule onecycle has its own warm-up: "
+            "set it to 0, or take another config.optimizer.schedule."
+        )
     warmup = round(config.warmup_epochs * steps_per_epoch)
     decay = SCHEDULES[config.schedule](config, max(total_steps - warmup, 1), steps_per_epoch)
     if not warmup:
@@ -60,7 +69,8 @@ def cosine_restarts(peak: float, steps: int, first: float, factor: float) -> opt
     return optax.join_schedules([optax.cosine_decay_schedule(peak, each) for each in lengths], ends[:-1])
 
 
-# Update rules by the name of `config.optimizer.name`. To add one: a line here, and its name in configs/base.py.
+# Update rules by the name of `config.optimizer.name`. Argument: `config.optimizer`. Returns a transformation of
+# gradients into a direction; `make_optimizer` adds clipping, weight decay and the learning rate.
 OPTIMIZERS: dict[str, Callable[[Any], optax.GradientTransformation]] = {
     # The momentum of Keras and PyTorch: the velocity is a sum of gradients, not their average.
     "sgd": lambda config: optax.trace(config.momentum, config.nesterov) if config.momentum else optax.identity(),
@@ -72,7 +82,7 @@ OPTIMIZERS: dict[str, Callable[[Any], optax.GradientTransformation]] = {
         config.muon.momentum, config.muon.steps, rest=config.momentum, nesterov=config.nesterov
     ),
 }
-OPTIMIZERS["adamw"] = OPTIMIZERS["adam"]  # the name under which people look for it
+OPTIMIZERS["adamw"] = OPTIMIZERS["adam"]  # the common name
 
 
 def make_optimizer(

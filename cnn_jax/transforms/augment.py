@@ -151,12 +151,9 @@ class Augmentation:
 
     @property
     def enabled(self) -> bool:
-        """Whether any transform is on."""
-        return self._per_image or self.alternate_flip
-
-    @property
-    def _per_image(self) -> bool:
-        return bool(self.flip or self.shift or self.rotate or self.zoom or self.crop_padding or self.cutout)
+        """Whether anything is switched on."""
+        options = ("crop_mode", "cutout_fill")  # of other fields
+        return any(getattr(self, field.name) for field in dataclasses.fields(self) if field.name not in options)
 
     def one(self, image: Image, key: PRNGKeyArray) -> Image:
         """Returns one image, augmented."""
@@ -190,8 +187,6 @@ class Augmentation:
         """
         if mirrored is not None:
             images = jnp.where(mirrored[:, None, None, None], images[:, :, ::-1], images)
-        if not self._per_image:
-            return images
         positions = jnp.arange(images.shape[0]) + offset
         keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, positions)
         return jax.vmap(self.one)(images, keys)

@@ -1,9 +1,15 @@
 """Augmentations that mix pairs of training images and their targets.
 
-Each function takes a batch with targets `[batch, classes]`, such as one-hot labels, and returns a mixed one. Every
-example is mixed with a partner of the same batch, by a random permutation; one mixing factor serves the whole batch, as
-in the authors' implementations. The batch must be full: a padded example would be mixed into real ones.
+Each function takes images, targets `[batch, classes]` such as one-hot labels, a key and a parameter `alpha` > 0, and
+returns mixed images and targets; `Mixing` applies those that are enabled. Every example is mixed with a partner from
+the same batch, chosen by a random permutation; all examples of a batch share one mixing factor, as in the authors'
+implementations. The batch must be full: a padded example would be mixed into real ones.
 """
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,36 +22,32 @@ Targets = Float[Array, "batch classes"]
 
 
 def mixup(images: Images, targets: Targets, key: PRNGKeyArray, alpha: float) -> tuple[Images, Targets]:
-    """Returns weighted means of pairs: `x = f x_i + (1 - f) x_j`, and likewise of their targets.
+    """Returns weighted means of pairs, `f x_i + (1 - f) x_j`, of both the images and the targets.
 
     Source: Zhang et al. 2018, arXiv:1710.09412.
 
     Args:
       images: in any range.
       targets: a distribution over the classes per image.
-      key: for this batch alone.
-      alpha: the factor f is drawn from Beta(alpha, alpha); 0 leaves the batch as it is.
+      key: of this batch.
+      alpha: the factor f is drawn from Beta(alpha, alpha).
     """
-    if not alpha:
-        return images, targets
     partner, factor = _draw(key, len(images), alpha)
     return _blend(images, partner, factor), _blend(targets, partner, factor)
 
 
 def cutmix(images: Images, targets: Targets, key: PRNGKeyArray, alpha: float) -> tuple[Images, Targets]:
-    """Returns images in which a rectangle is replaced by that of a partner, and targets in proportion to the area.
+    """Returns images in which a rectangle comes from a partner, and targets mixed in proportion to the areas.
 
-    The rectangle has the image's aspect ratio and the share 1 - f of its area. Its centre is anywhere in the image;
-    what lies outside is cut off, and targets follow the area that is left. Source: Yun et al. 2019, arXiv:1905.04899.
+    The rectangle has the image's aspect ratio and the fraction 1 - f of its area. Its centre is uniform over the image;
+    it is clipped at the edges, and the targets follow the clipped area. Source: Yun et al. 2019, arXiv:1905.04899.
 
     Args:
       images: in any range.
       targets: a distribution over the classes per image.
-      key: for this batch alone.
-      alpha: the factor f is drawn from Beta(alpha, alpha); 0 leaves the batch as it is.
+      key: of this batch.
+      alpha: the factor f is drawn from Beta(alpha, alpha).
     """
-    if not alpha:
-        return images, targets
     partner, factor = _draw(key, len(images), alpha)
     height, width = images.shape[1:3]
     sides = jnp.array([height, width])
@@ -58,17 +60,50 @@ def cutmix(images: Images, targets: Targets, key: PRNGKeyArray, alpha: float) ->
     return mixed, _blend(targets, partner, 1 - inside.astype(targets.dtype).mean())
 
 
-def mix(
-    images: Images, targets: Targets, key: PRNGKeyArray, *, mixup_alpha: float = 0.0, cutmix_alpha: float = 0.0
-) -> tuple[Images, Targets]:
-    """Returns the batch after `mixup` or `cutmix`; with both, each batch draws one of them with equal probability."""
-    if not (mixup_alpha and cutmix_alpha):
-        return mixup(*cutmix(images, targets, key, cutmix_alpha), key, mixup_alpha)
-    return jax.lax.cond(
-        jax.random.bernoulli(rng.stream(key, "choice")),
-        lambda: mixup(images, targets, key, mixup_alpha),
-        lambda: cutmix(images, targets, key, cutmix_alpha),
-    )
+@dataclasses.dataclass(frozen=True)
+class Mixing:
+    """The enabled functions of this module; both are off by default.
+
+    Where both are enabled, each batch draws one of them with equal probability.
+
+    Attributes:
+      mixup: `alpha` of `mixup`; 0 for off.
+      cutmix: `alpha` of `cutmix`; 0 for off.
+    """
+
+    mixup: float = 0.0
+    cutmix: float = 0.0
+
+    @classmethod
+    def from_config(cls, config: Any) -> "Mixing":
+        """Returns the mixing that `config.augment` describes."""
+        return cls(**{field.name: config[field.name] for field in dataclasses.fields(cls)})
+
+    @property
+    def enabled(self) -> bool:
+        """Whether any function is on."""
+        return bool(self._functions)
+
+    @property
+    def _functions(self) -> list[Callable[..., tuple[Images, Targets]]]:
+        every = ((mixup, self.mixup), (cutmix, self.cutmix))
+        return [functools.partial(function, alpha=alpha) for function, alpha in every if alpha]
+
+    def __call__(self, images: Images, targets: Targets, key: PRNGKeyArray) -> tuple[Images, Targets]:
+        """Returns a batch, mixed; the batch itself where nothing is enabled.
+
+        Args:
+          images: in any range.
+          targets: a distribution over the classes per image.
+          key: of this batch.
+        """
+        functions = self._functions
+        if not functions:
+            return images, targets
+        if len(functions) == 1:
+            return functions[0](images, targets, key)
+        choice = jax.random.randint(rng.stream(key, "choice"), (), 0, len(functions))
+        return jax.lax.switch(choice, functions, images, targets, key)
 
 
 def _draw(key: PRNGKeyArray, count: int, alpha: float) -> tuple[Array, Array]:

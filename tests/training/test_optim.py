@@ -5,6 +5,7 @@ import pytest
 from conftest import stage
 
 from cnn_jax import config as config_lib
+from cnn_jax.errors import UserError
 from cnn_jax.training import optim
 
 
@@ -108,6 +109,11 @@ def test_one_cycle_rises_and_falls():
     values = [float(schedule(step)) for step in range(101)]
     assert values.index(max(values)) == 30 and max(values) == pytest.approx(0.01)
     assert values[0] < 0.1 * values[30] and values[100] < 1e-4 * values[30]
+
+
+def test_one_cycle_after_a_warm_up_is_refused():
+    with pytest.raises(UserError, match=r"warmup_epochs is 2.0, but the schedule onecycle has its own warm-up"):
+        optim.make_schedule(make(schedule="onecycle", warmup_epochs=2.0), total_steps=100, steps_per_epoch=10)
 
 
 def test_the_names_in_the_configuration_are_those_of_the_tables():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cnn_jax import rng
-from cnn_jax.transforms.mix import cutmix, mix, mixup
+from cnn_jax.transforms.mix import Mixing, cutmix, mixup
 
 COUNT, HEIGHT, WIDTH, CLASSES = 12, 6, 9, 12
 KEYS = jax.vmap(lambda i: jax.random.fold_in(rng.root(0), i))(jnp.arange(40))
@@ -69,9 +69,8 @@ def test_cutmix_replaces_one_rectangle_whose_share_is_the_weight_of_the_partner(
     assert clipped
 
 
-@pytest.mark.parametrize("function", [mixup, cutmix])
-def test_an_alpha_of_zero_changes_nothing(function, batch):
-    images, targets = function(*batch, rng.root(0), 0.0)
+def test_by_default_nothing_is_mixed(batch):
+    images, targets = Mixing()(*batch, rng.root(0))
     assert images is batch[0] and targets is batch[1]
 
 
@@ -83,12 +82,13 @@ def test_the_key_determines_the_result(function, batch):
 
 
 def test_with_both_each_batch_draws_one_of_them(batch):
-    images, targets = over_keys(mix, batch, mixup_alpha=1.0, cutmix_alpha=1.0)
+    images, targets = over_keys(Mixing(mixup=1.0, cutmix=1.0), batch)
     alone = over_keys(mixup, batch, 1.0), over_keys(cutmix, batch, 1.0)
     drawn = [[np.allclose(images[i], x[i]) and np.allclose(targets[i], t[i]) for x, t in alone] for i in range(40)]
     assert all(map(any, drawn)) and min(np.sum(drawn, axis=0)) > 5
 
 
-@pytest.mark.parametrize("function, name", [(mixup, "mixup_alpha"), (cutmix, "cutmix_alpha")])
-def test_with_one_alpha_mix_is_that_one(function, name, batch):
-    jax.tree.map(np.testing.assert_array_equal, mix(*batch, KEYS[2], **{name: 0.5}), function(*batch, KEYS[2], 0.5))
+@pytest.mark.parametrize("function", [mixup, cutmix])
+def test_one_alone_is_applied_to_every_batch(function, batch):
+    mixed = Mixing(**{function.__name__: 0.5})(*batch, KEYS[2])
+    jax.tree.map(np.testing.assert_array_equal, mixed, function(*batch, KEYS[2], 0.5))
