@@ -9,7 +9,8 @@ from conftest import ROOT
 
 from cnn_jax import config, models
 
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "reports/runs/README.md")]
+DOCUMENTS += sorted((ROOT / "docs").glob("*.md"))
 TEXTS = {str(path.relative_to(ROOT)): path.read_text() for path in DOCUMENTS}
 RECIPES = "docs/extending.md"  # names files, keys and stages that the reader adds
 KEYS = set().union(*(config.keys_of(name) for name in models.MODELS))
