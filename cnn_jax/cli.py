@@ -4,6 +4,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict
@@ -67,7 +68,8 @@ def run(main: Callable[..., int | None], required: Sequence[str] = (), positiona
             if len(rest) > 1 and not positional:
                 raise UserError(f"Unexpected argument {rest[1]!r}: flags are written --NAME=VALUE.")
             if "config" in required:
-                flags.FLAGS["config"].value = config_lib.load(flags.FLAGS["config"].value, overrides)
+                config: Any = flags.FLAGS["config"]
+                config.value = config_lib.load(config.value, overrides)
         except UserError as error:
             sys.exit(_fail(error))
         except flags.Error as error:

@@ -1,5 +1,5 @@
-"""The one exception that users are meant to see."""
+"""The exception whose message commands show to users."""
 
 
 class UserError(Exception):
-    """Something the user can put right: one line that says what is wrong and what to do about it."""
+    """An error that the user can fix; its message is one line that says what is wrong and what to do."""

@@ -28,6 +28,7 @@ def main() -> int:
     from cnn_jax import inference  # after the flags are parsed: see cnn_jax/main.py
     from cnn_jax.evaluation import dataset, results
 
+    assert _WORKDIR.value  # required
     workdir = Path(_WORKDIR.value).expanduser()
     if workdir.is_file():
         raise UserError(f"{workdir} is a file: --workdir takes the folder of a run.")

@@ -23,6 +23,7 @@ LARGEST_DIFFERENCE = 1e-4  # between probabilities: above rounding errors, below
 
 def main() -> None:
     """Exports a model, loads the file and compares its outputs with those of the workdir."""
+    assert _WORKDIR.value and _OUTPUT.value  # required
     step, output = cli.parse_step(_STEP.value), Path(_OUTPUT.value).expanduser()
     if output.is_dir() or not output.parent.is_dir():
         reason = "is a folder" if output.is_dir() else "is in a folder that does not exist"

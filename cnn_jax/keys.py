@@ -65,7 +65,8 @@ def keys_of_class(network: Callable[..., Any]) -> dict[str, Key]:
     Args:
       network: a dataclass, or a `functools.partial` of one, whose own arguments are no keys.
     """
-    cls, bound = getattr(network, "func", network), getattr(network, "keywords", {})
+    cls: Any = getattr(network, "func", network)
+    bound = getattr(network, "keywords", {})
     fields = {field.name: field.metadata.get("key") for field in dataclasses.fields(cls)}
     keys = {name: value for name, value in (vars(cls) | fields).items() if isinstance(value, Key)}
     return {name: key for name, key in keys.items() if name not in bound}

@@ -16,6 +16,7 @@ def main() -> int:
     """Trains, and returns the exit status."""
     from cnn_jax.training.loop import train  # after parsing: a mistyped flag is reported without loading JAX
 
+    assert _WORKDIR.value  # required
     return train(_CONFIG.value, _WORKDIR.value)
 
 

@@ -56,7 +56,7 @@ def main(arguments: Sequence[str]) -> int:
     # Imported after the checks, so that a mistyped flag is reported without loading JAX.
     from cnn_jax.inference import batch, load_classifier
 
-    classifier = load_classifier(_MODEL.value or _WORKDIR.value, step=step, lane=_LANE.value)
+    classifier = load_classifier(_MODEL.value or _WORKDIR.value or "", step=step, lane=_LANE.value)
     unreadable = 0
     with _silent_libraries(), _Output(classifier.class_names, names) as output:
         for prediction in batch.predict(classifier, names, fit=_FIT.value, mirror=_MIRROR.value):
@@ -74,7 +74,7 @@ class _Output:
         self._class_width = max(cell_len(_printable(name)) for name in class_names)
         if sys.stdout is None:
             raise UserError("Standard output is closed, and the predictions are written there.")
-        sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be valid text
+        sys.stdout.reconfigure(errors="backslashreplace")  # pyright: ignore[reportAttributeAccessIssue]  # file names need not be valid text
         self._bar = progress.bar(shown=len(names) > 1)
         self._task = self._bar.add_task("Classifying images", total=len(names))
         # On one terminal with the bar, predictions are printed above it.
@@ -105,7 +105,7 @@ class _Output:
         self._bar.advance(self._task)
 
     def _best(self, probabilities: Any) -> list[tuple[str, float]]:
-        order = probabilities.argsort(kind="stable")[::-1][: _TOP_K.value]
+        order: list[int] = probabilities.argsort(kind="stable")[::-1][: _TOP_K.value].tolist()
         # Through text, because float(float32) prints digits beyond its precision.
         return [(self._class_names[i], float(str(probabilities[i]))) for i in order]
 

@@ -1,7 +1,7 @@
 """Random numbers as a pure function of (seed, stream name, step).
 
-Nothing random is ever stored. A stream is found by its name, so that adding one changes no other, and a step by its
-number, so that a run resumed at step t draws what the run that never stopped would have drawn.
+No random state is stored. Streams are derived from their names, so that adding one changes no other, and steps from
+their numbers, so that a run resumed at step t draws the numbers of the uninterrupted run.
 """
 
 import zlib
@@ -11,7 +11,7 @@ from jaxtyping import Array, Int, PRNGKeyArray
 
 
 def root(seed: int) -> PRNGKeyArray:
-    """Returns the key of a run. The generator is named, so that no global setting can change the numbers."""
+    """Returns the root key of a run. The generator is fixed, so that no global setting can change the numbers."""
     return jax.random.key(seed, impl="threefry2x32")
 
 
@@ -20,8 +20,8 @@ def stream(key: PRNGKeyArray, name: str, step: int | Int[Array, ""] = 0) -> PRNG
 
     Args:
       key: a run's root key (see `root`).
-      name: what the numbers are for: "init", "order", "augment", "dropout".
-      step: the training step; the epoch for "order".
+      name: the use of the numbers, such as "init", "order", "augment" or "dropout".
+      step: the training step; for "order", the epoch.
     """
-    # CRC-32 rather than hash(): Python salts the latter anew in every process.
+    # CRC-32 rather than hash(), which differs between Python processes.
     return jax.random.fold_in(jax.random.fold_in(key, zlib.crc32(name.encode())), step)

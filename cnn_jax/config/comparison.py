@@ -49,7 +49,7 @@ def with_defaults(held: dict[str, Any]) -> dict[str, Any]:
     Workdirs of earlier versions lack the keys that have been declared since.
     """
     try:
-        keys = keys_of(held.get("model.name"))
+        keys = keys_of(held.get("model.name", ""))
     except UserError:  # a network that has been removed
         keys = flatten(base.KEYS)
     return _as_json(defaults(keys)) | held

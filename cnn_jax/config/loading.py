@@ -33,7 +33,7 @@ def load(name: str | Path, overrides: Mapping[str, str] | None = None) -> Config
     for key in overrides.keys() & declared.keys():  # before a network, and with it JAX, is imported
         parse(key, declared[key], overrides[key])
     config = _run(path)
-    use_network(config, overrides.get("model.name", config.model.name))
+    use_network(config, overrides.get("model.name") or config.model.name)
     declared = keys_of(config.model.name)
     for key, text in overrides.items():
         if key not in declared:
@@ -90,6 +90,7 @@ def _run(path: Path) -> ConfigDict:
     make_stages_importable()
     try:
         spec = importlib.util.spec_from_file_location(path.stem, path)
+        assert spec and spec.loader  # None for an unknown suffix alone
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         return module.get_config()

@@ -24,7 +24,7 @@ def keys_of(network: str) -> dict[str, Key]:
 def validate(config: ConfigDict) -> None:
     """Raises a `UserError` for the first key that is unknown, missing, of the wrong type or of an impossible value."""
     values = flatten(config)
-    keys = keys_of(values.get("model.name"))
+    keys = keys_of(values.get("model.name", ""))
     for name in values:
         if name not in keys:
             raise UserError(unknown_key(name, config.model.name))

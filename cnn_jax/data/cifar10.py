@@ -18,7 +18,7 @@ SHA256 = "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"
 ARCHIVE = URL.rsplit("/", 1)[-1]
 
 
-class Cifar10(cifar.Cifar10, skip_registration=True):
+class Cifar10(cifar.Cifar10, skip_registration=True):  # pyright: ignore[reportGeneralTypeIssues, reportCallIssue]
     """The builder of tfds for CIFAR-10 without TensorFlow: same name, version, features, keys and order of examples.
 
     The builder of tfds extracts the archive and encodes arrays with TensorFlow. This one reads the archive with
@@ -32,7 +32,7 @@ class Cifar10(cifar.Cifar10, skip_registration=True):
         del dl_manager  # it would extract the archive with TensorFlow
         info = self._cifar_info
         with tarfile.open(self.archive) as archive:
-            text = archive.extractfile(info.prefix + info.label_files[0]).read().decode()
+            text = _read(archive, info.prefix + info.label_files[0]).decode()
         self.info.features["label"].names = text.split()
         return {
             "train": self._generate_examples("train_", info.train_files),
@@ -43,7 +43,7 @@ class Cifar10(cifar.Cifar10, skip_registration=True):
         index = 0
         with tarfile.open(self.archive) as archive:
             for path in filepaths:
-                rows = np.frombuffer(archive.extractfile(self._cifar_info.prefix + path).read(), np.uint8)
+                rows = np.frombuffer(_read(archive, self._cifar_info.prefix + path), np.uint8)
                 for row in rows.reshape(-1, 1 + 3 * 32 * 32):
                     image = row[1:].reshape(3, 32, 32).transpose(1, 2, 0)
                     yield (
@@ -51,6 +51,12 @@ class Cifar10(cifar.Cifar10, skip_registration=True):
                         {"id": f"{split_prefix}{index:05d}", "image": _png(image), "label": int(row[0])},
                     )
                     index += 1
+
+
+def _read(archive: tarfile.TarFile, name: str) -> bytes:
+    file = archive.extractfile(name)
+    assert file  # None for a folder
+    return file.read()
 
 
 def prepare(directory: str | None) -> tfds.core.DatasetBuilder:

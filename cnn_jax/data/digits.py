@@ -29,7 +29,8 @@ def _table() -> tuple[np.ndarray, np.ndarray]:
 
     Importing scikit-learn would take a second, a quarter of the time from the command to the first step.
     """
-    for folder in importlib.util.find_spec("sklearn").submodule_search_locations:
+    spec = importlib.util.find_spec("sklearn")
+    for folder in (spec and spec.submodule_search_locations) or ():
         file = Path(folder, "datasets", "data", "digits.csv.gz")
         if file.exists():
             table = np.loadtxt(file, delimiter=",")

@@ -41,16 +41,20 @@ class Pipeline(Protocol):
       shared: arrays that stay on the device; one for all seeds.
     """
 
-    shared: PyTree
+    @property
+    def shared(self) -> PyTree: ...  # noqa: D102
 
     def rows(self, start: int, stop: int) -> dict[str, np.ndarray]:
         """Returns what the steps from `start` to `stop` take from the host: `[steps, ...]`, or `[steps, seeds, ...]`.
 
         It is a function of the seeds and the steps alone, so that a resumed run takes the same examples.
         """
+        ...
 
-    def batch(self, row: dict[str, Any], shared: PyTree) -> Batch:
+    @staticmethod
+    def batch(row: dict[str, Any], shared: PyTree) -> Batch:
         """Returns the batch of one step; called inside the compiled step, so it must be pure."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +84,8 @@ class Resident:
           row: "index" int32 `[batch]` and "mask" bool `[batch]`; in training also "epoch" int32 `[batch]`.
           shared: "image" `[n, height, width, 3]` or "features" `[n, features]`, and "label" `[n]`.
         """
-        return {name: array[row["index"]] for name, array in shared.items()} | row
+        batch: Any = {name: array[row["index"]] for name, array in shared.items()} | row
+        return batch
 
 
 class Splits:
@@ -144,5 +149,5 @@ def _fingerprint(arrays: dict[str, dict[str, np.ndarray]]) -> str:
     """Returns a hash of the pixels and labels that a run learns and chooses from."""
     digest = hashlib.blake2b(digest_size=16)
     for leaf in jax.tree.leaves(arrays):
-        digest.update(np.ascontiguousarray(leaf))
+        digest.update(np.ascontiguousarray(leaf).data)
     return digest.hexdigest()

@@ -28,8 +28,11 @@ class Source(Protocol):
       labels: one per image, from 0 to the number of classes - 1.
     """
 
-    class_names: tuple[str, ...]
-    labels: Int32[np.ndarray, " n"]
+    @property
+    def class_names(self) -> tuple[str, ...]: ...  # noqa: D102
+
+    @property
+    def labels(self) -> Int32[np.ndarray, " n"]: ...  # noqa: D102
 
     def images(self, indices: Int[np.ndarray, " k"]) -> UInt8[np.ndarray, "k height width 3"]:
         """Returns the images at these positions, RGB from 0 to 255, all of one size; `indices` may be empty.
@@ -37,9 +40,11 @@ class Source(Protocol):
         Raises:
           UserError: an image cannot be read; the message names it.
         """
+        ...
 
     def name(self, index: int) -> str:
         """Returns the name of the image at a position, such as its path, for messages."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +91,7 @@ class EncodedSource:
         if not len(indices):
             return self._decode(0)[None][:0]
         # Threads pay off for files, which wait for the disk, and not for small images in memory.
-        workers = 1 if isinstance(self.items[0], bytes) else os.cpu_count()
+        workers = 1 if isinstance(self.items[0], bytes) else os.cpu_count() or 1
         with ThreadPoolExecutor(workers) as pool:
             decoded = pool.map(self._decode, indices.tolist()) if workers > 1 else map(self._decode, indices.tolist())
             with progress.bar(shown=len(indices) >= 1000) as bar:

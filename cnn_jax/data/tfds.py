@@ -57,7 +57,7 @@ def _read(builder: tfds.core.DatasetBuilder, image_key: str, label_key: str, siz
     )
 
 
-def _builder(name: str, directory: str) -> tfds.core.DatasetBuilder:
+def _builder(name: str, directory: str | None) -> tfds.core.DatasetBuilder:
     directory = str(Path(directory).expanduser().absolute()) if directory else None
     try:
         builder = tfds.builder(name, data_dir=directory, try_gcs=False)

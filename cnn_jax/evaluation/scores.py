@@ -5,6 +5,7 @@ highest probability is the prediction (the first of several equal ones), and a d
 """
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -129,7 +130,7 @@ def calibration_bins(log_probs: LogProbs, labels: Labels, count: int = BINS) -> 
     return bins
 
 
-def expected_calibration_error(bins: list[dict[str, Any]]) -> float:
+def expected_calibration_error(bins: Sequence[Mapping[str, Any]]) -> float:
     """Returns the mean absolute difference of confidence and accuracy, weighted by bin count (Guo et al. 2017)."""
     total = sum(row["count"] for row in bins)
     return sum(row["count"] * abs(row["confidence"] - row["accuracy"]) for row in bins if row["count"]) / total

@@ -57,7 +57,7 @@ def write(path: Path, log_probabilities: Callable[[Any], Any], metadata: dict[st
     """
     (batch,) = export.symbolic_shape("batch")
     images = jax.ShapeDtypeStruct((batch, *metadata["input_size"], 3), jnp.uint8)
-    program = export.export(log_probabilities, platforms=PLATFORMS)(images)
+    program = export.export(log_probabilities, platforms=PLATFORMS)(images)  # pyright: ignore[reportArgumentType]
     payload = bytes(program.serialize())
     header = metadata | {
         "format": FORMAT,

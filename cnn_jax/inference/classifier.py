@@ -16,7 +16,7 @@ from cnn_jax.data import batching
 from cnn_jax.data import images as image_files
 from cnn_jax.errors import UserError
 from cnn_jax.transforms.preprocess import Preprocessing
-from cnn_jax.transforms.tta import ITSELF, Views
+from cnn_jax.transforms.tta import NO_TTA, TTA
 from cnn_jax.utils import text
 from cnn_jax.workdir.layout import CHECKPOINT_FOLDER
 
@@ -122,7 +122,7 @@ def _from_workdir(path: Path, step: int | str, lane: int) -> Classifier:
     variables, metadata = _select_seed(path, variables, metadata, lane)
     described, config = _described(path, metadata), metadata["config"]
     model = models.build(config["model"], len(described["class_names"]), config["dtype"])
-    scorer = make_scorer(model, variables, described["preprocessing"], Views.from_config(config.get("eval", {})))
+    scorer = make_scorer(model, variables, described["preprocessing"], TTA.from_config(config.get("eval", {})))
     return Classifier(
         **described, log_probabilities=jax.jit(scorer), source=str(path), step=number, model=(model, variables)
     )
@@ -164,7 +164,7 @@ def _described(path: Path, metadata: dict[str, Any]) -> dict[str, Any]:
         raise UserError(f"{path} lacks {error}: it was written by an older cnn_jax. Train again.") from None
 
 
-def make_scorer(model: Any, variables: Any, preprocessing: Preprocessing, tta: Views = ITSELF) -> Callable[[Any], Any]:
+def make_scorer(model: Any, variables: Any, preprocessing: Preprocessing, tta: TTA = NO_TTA) -> Callable[[Any], Any]:
     """Returns a function from stored images, uint8 `[batch, height, width, 3]`, to log-probabilities.
 
     Args:

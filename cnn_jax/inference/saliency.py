@@ -25,6 +25,7 @@ def make_saliency(classifier: Classifier) -> Callable[[Any], Any]:
     Args:
       classifier: restored from a workdir; an exported one has no `model`.
     """
+    assert classifier.model
     network, variables = classifier.model
     preprocessing = classifier.preprocessing
 

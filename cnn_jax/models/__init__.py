@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax.numpy as jnp
 
@@ -24,7 +24,7 @@ MODELS: dict[str, Callable[..., Network]] = {
     "cnn": CNN,
     "speednet": SpeedNet,
     "resnet18": ResNet18,
-    **{name: functools.partial(Transfer, network=network) for name, network in BACKBONES.items()},
+    **{name: functools.partial(Transfer, network=cast(Any, network)) for name, network in BACKBONES.items()},
 }
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 _OF_TRAINING = ("trainable", "weights")  # keys of `config.model` that are not fields of a network
@@ -51,4 +51,6 @@ def normalisation(config: Any) -> dict[str, tuple[float, float, float]]:
     Those of a backbone's training images; otherwise 0 and 1, for images in [0, 1].
     """
     backbone = BACKBONES.get(config.name)
-    return {"mean": backbone.mean, "std": backbone.std} if backbone else {"mean": (0.0,) * 3, "std": (1.0,) * 3}
+    return (
+        {"mean": backbone.mean, "std": backbone.std} if backbone else {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+    )

@@ -15,20 +15,20 @@ from cnn_jax.models.ops.pool import max_pool
 class CNN(nn.Module):
     """Blocks of [3x3 convolution, ReLU, BatchNorm] and 2x2 max-pooling, hidden dense layers, a linear head.
 
-    The defaults are those of the Keras study that the ladder rebuilds, and Keras' own: Glorot-uniform kernels
-    (Flax' default is LeCun-normal), BatchNorm after the ReLU, with momentum 0.99 and epsilon 1e-3.
+    The defaults are those of the Keras study that the ladder reproduces, and of Keras: Glorot-uniform kernels
+    (Flax's default is LeCun-normal) and BatchNorm after the ReLU, with momentum 0.99 and epsilon 1e-3.
 
     Attributes:
       num_classes: number of logits.
-      widths: channels of each block; every block halves the height and the width.
-      convs_per_block: convolutions in each block.
+      widths: channels of each block; each block halves the height and the width.
+      convs_per_block: convolutions per block.
       hidden: units of each hidden dense layer.
       batch_norm: whether BatchNorm follows each ReLU.
-      bn_momentum: how much of the running statistics a step keeps.
+      bn_momentum: share of the running statistics that a step keeps.
       bn_epsilon: added to the variance.
       dropout: rate after each block, then after each hidden layer; empty for none.
-      winograd: on a CPU, use Winograd's algorithm where it is faster; see `cnn_jax.models.ops.conv`.
-      dtype: what the layers compute in; parameters, statistics and logits are float32.
+      winograd: whether to use Winograd's algorithm on a CPU, where it is faster; see `cnn_jax.models.ops.conv`.
+      dtype: type in which the layers compute; parameters, statistics and logits are float32.
     """
 
     num_classes: int
@@ -46,7 +46,7 @@ class CNN(nn.Module):
     def __call__(self, images: Float[Array, "batch height width 3"], *, train: bool) -> Float[Array, "batch classes"]:
         """Returns logits, float32.
 
-        With `train`, statistics are those of the batch (make the collection "batch_stats" mutable) and dropout draws
+        With `train`, BatchNorm uses batch statistics (make the collection "batch_stats" mutable) and dropout draws
         from the stream "dropout". Where the collection "intermediates" is mutable, the share of dead ReLUs of each
         layer is sown into it, as "dead_LAYER".
 
@@ -80,8 +80,8 @@ class CNN(nn.Module):
         expected = len(self.widths) + len(self.hidden)
         if self.dropout and len(self.dropout) != expected:
             raise UserError(
-                f"config.model.dropout has {len(self.dropout)} rates for {expected} places: one after each block "
-                "and each hidden layer, or none at all."
+                f"config.model.dropout has {len(self.dropout)} rates for {expected} layers: give one per block and "
+                "one per hidden layer, or none."
             )
 
     def _dense(self, units: int, name: str) -> nn.Dense:

@@ -19,34 +19,34 @@ STAGES = (
     (4, 5, 2, 6, 192),
     (1, 3, 1, 6, 320),
 )
-SMALLEST = 32  # pixels: the strides multiply to it, so that below it the last layers see one pixel and padding
+SMALLEST = 32  # pixels: the product of the strides; below it the last layers see one pixel and padding
 
 
 class EfficientNetLite0(nn.Module):
     """A stem, 16 inverted residual blocks, a 1x1 convolution to 1,280 channels, global average pooling.
 
-    Padding is that of TensorFlow's "SAME", BatchNorm has momentum 0.99 and epsilon 1e-3, as in the original
-    (Tan and Le, EfficientNet, ICML 2019; github.com/tensorflow/tpu, models/official/efficientnet/lite). Its
-    classifier and its stochastic depth are left out.
+    As in the original (Tan and Le, EfficientNet, ICML 2019; github.com/tensorflow/tpu,
+    models/official/efficientnet/lite), padding is TensorFlow's "SAME" and BatchNorm has momentum 0.99 and epsilon 1e-3.
+    The classifier and stochastic depth are omitted.
 
     Attributes:
-      dtype: what the layers compute in; parameters, statistics and features are float32.
-      num_features: length of the features.
-      mean: what was subtracted from images in [0, 1] in its training, a channel.
-      std: what they were divided by then.
+      dtype: type in which the layers compute; parameters, statistics and features are float32.
+      num_features: number of features per image.
+      mean: subtracted from each channel of the images that it was trained on, in units of [0, 1].
+      std: each channel was divided by it, in units of [0, 1].
     """
 
     dtype: Any = jnp.float32
 
     num_features: ClassVar[int] = 1280
-    mean: ClassVar[tuple[float, float, float]] = (127 / 255,) * 3
-    std: ClassVar[tuple[float, float, float]] = (128 / 255,) * 3
+    mean: ClassVar[tuple[float, float, float]] = (127 / 255, 127 / 255, 127 / 255)
+    std: ClassVar[tuple[float, float, float]] = (128 / 255, 128 / 255, 128 / 255)
 
     @nn.compact
     def __call__(self, images: Float[Array, "batch height width 3"], *, train: bool) -> Float[Array, "batch 1280"]:
         """Returns the features of normalised images, (image01 - mean) / std.
 
-        With `train`, statistics are those of the batch (make the collection "batch_stats" mutable).
+        With `train`, BatchNorm uses batch statistics (make the collection "batch_stats" mutable).
 
         Raises:
           UserError: the images are too small.
@@ -72,14 +72,14 @@ class EfficientNetLite0(nn.Module):
 
 
 class InvertedResidual(nn.Module):
-    """A 1x1 convolution to more channels, a depthwise one, and a linear 1x1 one to few; plus the input where it fits.
+    """A 1x1 expansion, a depthwise convolution and a linear 1x1 projection, added to the input where shapes agree.
 
     Attributes:
-      channels: of the output.
+      channels: output channels.
       kernel: height and width of the depthwise convolution.
       stride: of the depthwise convolution.
-      expansion: channels between, as a multiple of those of the input; 1 leaves the first convolution out.
-      dtype: what it computes in.
+      expansion: hidden channels per input channel; 1 omits the first convolution.
+      dtype: type in which the layers compute.
     """
 
     channels: int

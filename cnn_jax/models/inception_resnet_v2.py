@@ -1,7 +1,7 @@
-"""Inception-ResNet-v2 without its classifier: residual blocks of convolutions of several sizes side by side.
+"""Inception-ResNet-v2 without its classifier: residual blocks of parallel convolutions of several sizes.
 
 Szegedy, Ioffe, Vanhoucke, Alemi: "Inception-v4, Inception-ResNet and the Impact of Residual Connections on Learning",
-2016, https://arxiv.org/abs/1602.07261, in the form that Keras' published weights are of.
+2016, https://arxiv.org/abs/1602.07261, in the form of Keras' published weights.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 from cnn_jax.errors import UserError
 from cnn_jax.models.layers import ConvBN
 
-SMALLEST = 75  # pixels: the last reduction still has its 3x3
+SMALLEST = 75  # pixels: the last reduction needs 3x3
 
 
 class Conv(NamedTuple):
@@ -39,7 +39,7 @@ def max_pool(x: Array) -> Array:
 
 
 def average_pool(x: Array) -> Array:
-    """Averages over 3x3 pixels; at the border over those that exist."""
+    """Averages over 3x3 pixels; at the border, over the pixels inside the image."""
     return nn.avg_pool(x, (3, 3), padding="SAME", count_include_pad=False)
 
 
@@ -51,12 +51,12 @@ Chain = tuple[Conv | Callable[[Array], Array], ...]
 
 
 class BlockSpec(NamedTuple):
-    """A block: chains of layers side by side, concatenated.
+    """A block: parallel chains of layers whose outputs are concatenated.
 
     Attributes:
       chains: its branches.
-      scale: of what is added to the input, after a projection to its channels; None for no such residual connection.
-      relu: whether the sum is activated.
+      scale: factor of the residual branch, which is projected to the input's channels; None for no residual connection.
+      relu: whether a ReLU follows the sum.
     """
 
     chains: tuple[Chain, ...]
@@ -101,7 +101,7 @@ BLOCKS: dict[str, BlockSpec] = {
 
 
 def conv_names(chains: tuple[Chain, ...]) -> list[list[str]]:
-    """The names of each branch's convolutions: branch0; branch1_1, branch1_2; and so on."""
+    """Returns the names of each branch's convolutions: branch0; branch1_1, branch1_2; and so on."""
     counts = [sum(isinstance(layer, Conv) for layer in chain) for chain in chains]
     return [
         [f"branch{index}_{place}" for place in range(1, count + 1)] if count > 1 else [f"branch{index}"] * count
@@ -110,7 +110,7 @@ def conv_names(chains: tuple[Chain, ...]) -> list[list[str]]:
 
 
 class Block(nn.Module):
-    """Branches and, where there is a scale, a residual connection; attributes as in `InceptionResNetV2`."""
+    """The block that a `BlockSpec` describes; `dtype` as in `InceptionResNetV2`."""
 
     spec: BlockSpec
     dtype: Any = jnp.float32
@@ -132,13 +132,13 @@ class Block(nn.Module):
 
 
 class InceptionResNetV2(nn.Module):
-    """The features of Inception-ResNet-v2: 54,336,736 parameters, the statistics of its BatchNorms among them.
+    """Inception-ResNet-v2 as a feature extractor: 54,336,736 parameters, including the statistics of its BatchNorms.
 
     Attributes:
-      num_features: what it returns for each image.
-      mean: of a channel of the images that it was trained on, which are in [0, 1]; it sees (image - mean) / std.
-      std: likewise.
-      dtype: what the layers compute in; parameters, statistics and features are float32.
+      num_features: number of features per image.
+      mean: subtracted from each channel of the images that it was trained on, in units of [0, 1].
+      std: each channel was divided by it, in units of [0, 1].
+      dtype: type in which the layers compute; parameters, statistics and features are float32.
     """
 
     num_features: ClassVar[int] = 1536
@@ -151,7 +151,7 @@ class InceptionResNetV2(nn.Module):
     def __call__(self, images: Float[Array, "batch height width 3"], *, train: bool) -> Float[Array, "batch features"]:
         """Returns the last activations, averaged over the image, float32.
 
-        With `train`, statistics are those of the batch (make the collection "batch_stats" mutable).
+        With `train`, BatchNorm uses batch statistics (make the collection "batch_stats" mutable).
 
         Raises:
           UserError: the images are too small.
@@ -171,7 +171,7 @@ class InceptionResNetV2(nn.Module):
 
 
 def _run(parent: Block | InceptionResNetV2, chain: Chain, names: list[str], x: Array, train: bool) -> Array:
-    """Applies the layers of a chain one after another, as children of `parent` that is being called."""
+    """Applies the layers of a chain in order, as submodules of `parent`, whose `__call__` calls it."""
     left = iter(names)
     for layer in chain:
         x = _conv_bn(layer, parent.dtype, next(left))(x, train=train) if isinstance(layer, Conv) else layer(x)

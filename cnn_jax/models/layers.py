@@ -1,4 +1,4 @@
-"""Layers whose parameters, statistics and results are Flax's, with operations that are fast on a CPU too."""
+"""Flax's layers, with operations that are also fast on a CPU; parameters and statistics are Flax's."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -39,9 +39,9 @@ class Conv(nn.Module):
 
     Attributes:
       features: output channels.
-      dtype: what it computes in; the parameters are float32.
+      dtype: type in which it computes; parameters are float32.
       kernel_init: draws the kernel, `[3, 3, channels, features]`.
-      winograd: on a CPU, use Winograd's algorithm where it is faster; see `cnn_jax.models.ops.conv.convolve_3x3`.
+      winograd: whether to use Winograd's algorithm on a CPU, where it is faster; see `cnn_jax.models.ops.conv`.
     """
 
     kernel_size: ClassVar[tuple[int, int]] = (3, 3)
@@ -120,14 +120,14 @@ class BatchNorm(nn.BatchNorm):
 
     @nn.compact
     def __call__(self, x: Float[Array, "*axes channels"], use_running_average: bool | None = None) -> Array:
-        """Returns `x`, normalised by the running statistics, or by those of the batch, which then update the former."""
+        """Returns `x` normalised by the running statistics, or by batch statistics, which also update the former."""
         use_running_average = nn.merge_param("use_running_average", self.use_running_average, use_running_average)
         channels = x.shape[-1]
         mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,))
         variance = self.variable("batch_stats", "var", jnp.ones, (channels,))
         scale = self.param("scale", self.scale_init, (channels,)) if self.use_scale else jnp.ones(channels)
         bias = self.param("bias", self.bias_init, (channels,)) if self.use_bias else jnp.zeros(channels)
-        x, scale, bias = map(jnp.asarray, (x, scale, bias))  # weights may be NumPy's
+        x, scale, bias = map(jnp.asarray, (x, scale, bias))  # weights may be NumPy arrays
         if use_running_average or self.is_initializing():
             y = normalise(x, scale, bias, jnp.asarray(mean.value), jnp.asarray(variance.value), self.epsilon)
         else:

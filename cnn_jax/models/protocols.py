@@ -38,6 +38,13 @@ class Network(Protocol):
           images: scaled, resized and normalised.
           train: whether dropout acts and BatchNorm uses, and updates, the statistics of the batch.
         """
+        ...
+
+    def init(self, *args: Any, **kwargs: Any) -> Any:
+        """See `flax.linen.Module`."""
+
+    def apply(self, *args: Any, **kwargs: Any) -> Any:
+        """See `flax.linen.Module`."""
 
 
 @runtime_checkable
@@ -57,6 +64,7 @@ class InitialisedFromImages(Protocol):
           params: of this network, of one seed or with a leading seed axis.
           images: the first `init_images` training images.
         """
+        ...
 
 
 @runtime_checkable
@@ -75,6 +83,7 @@ class Backbone(Protocol):
 
     def __call__(self, images: Images, *, train: bool) -> Features:
         """Returns features, float32, of normalised images; `train` as in `Network`."""
+        ...
 
 
 @runtime_checkable
@@ -94,6 +103,8 @@ class TransferNetwork(Network, Protocol):
 
     def features(self, images: Images) -> Features:
         """Returns the backbone's features in inference mode, float32."""
+        ...
 
     def classify(self, features: Features, *, train: bool) -> Logits:
         """Returns logits, float32, from features."""
+        ...

@@ -65,7 +65,7 @@ class ResNet(nn.Module):
 
     @nn.compact
     def __call__(self, images: Float[Array, "batch height width 3"], *, train: bool) -> Float[Array, "batch classes"]:
-        """Returns logits, float32. With `train`, statistics are those of the batch ("batch_stats" must be mutable)."""
+        """Returns logits, float32. With `train`, BatchNorm uses batch statistics ("batch_stats" must be mutable)."""
         conv_bn = functools.partial(
             ConvBN,
             kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "normal"),

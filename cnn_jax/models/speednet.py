@@ -1,6 +1,6 @@
-"""A network made for time to accuracy: whitened patches, wide blocks, a narrow head.
+"""A network designed for short training times: whitened patches, wide blocks, a small head.
 
-Source of the structure: airbench (Jordan 2024, arXiv:2404.00498), which descends from Page 2019 ("How to train your
+The architecture is that of airbench (Jordan 2024, arXiv:2404.00498), which builds on Page 2019 ("How to train your
 ResNet") and tysam-code/hlb-CIFAR10.
 """
 
@@ -23,21 +23,21 @@ ACTIVATIONS = {"gelu": nn.gelu, "silu": nn.silu, "relu": nn.relu}
 class SpeedNet(nn.Module):
     """A whitening convolution, blocks of two 3x3 convolutions, a maximum over the image, a linear head.
 
-    Each block is [convolution, 2x2 max-pooling, BatchNorm, activation, convolution, BatchNorm, activation]: pooled
-    before the first activation, so that all that follows costs a quarter. Its convolutions have no bias, which the
-    BatchNorm after them would remove, and its BatchNorms no scale, which the convolution after them can take over.
+    Each block is [convolution, 2x2 max-pooling, BatchNorm, activation, convolution, BatchNorm, activation]. Pooling
+    before the first activation makes the rest of the block four times cheaper. Convolutions have no bias, because the
+    BatchNorm after them would remove it; BatchNorms have no scale, because the next convolution can learn it.
 
     Attributes:
       num_classes: number of logits.
-      widths: channels of each block; every block halves the height and the width.
+      widths: channels of each block; each block halves the height and the width.
       whiten_size: side in pixels of the whitened patches.
       whiten_epsilon: added to the variances of the patches (see `whitening_kernel`).
       activation: "gelu" (tanh form), "silu" or "relu".
-      bn_momentum: how much of the running statistics a step keeps. A run is short: low.
+      bn_momentum: share of the running statistics that a step keeps; low, because runs are short.
       bn_epsilon: added to the variance.
-      dirac: convolutions begin as the identity on as many channels as there are (`dirac`).
-      logit_scale: multiplies the logits; small, so that training begins with all classes about equally likely.
-      dtype: what the layers compute in; parameters, statistics and logits are float32.
+      dirac: whether convolutions are initialised as the identity on their first channels (see `dirac`).
+      logit_scale: multiplies the logits; small, so that training starts with nearly equal probabilities.
+      dtype: type in which the layers compute; parameters, statistics and logits are float32.
     """
 
     num_classes: int
@@ -60,7 +60,7 @@ class SpeedNet(nn.Module):
 
     @nn.compact
     def __call__(self, images: Float[Array, "batch height width 3"], *, train: bool) -> Float[Array, "batch classes"]:
-        """Returns logits, float32. With `train`, statistics are those of the batch ("batch_stats" must be mutable).
+        """Returns logits, float32. With `train`, BatchNorm uses batch statistics ("batch_stats" must be mutable).
 
         Raises:
           UserError: the images are too small for so many blocks.
@@ -68,7 +68,7 @@ class SpeedNet(nn.Module):
         self._check(images)
         activate = ACTIVATIONS[self.activation]
         size = self.whiten_size
-        channels = 2 * size * size * images.shape[-1]  # every direction and its negative
+        channels = 2 * size * size * images.shape[-1]  # each direction and its negative
         x = images.astype(self.dtype)
         x = activate(nn.Conv(channels, (size, size), padding="VALID", dtype=self.dtype, name="whiten")(x))
         for block, width in enumerate(self.widths, 1):
@@ -82,16 +82,16 @@ class SpeedNet(nn.Module):
         return logits.astype(jnp.float32) * self.logit_scale
 
     def init_from_images(self, params: PyTree, images: Float[Array, "n height width 3"]) -> PyTree:
-        """Returns `params` with the whitening kernel computed from training images, as the network sees them.
+        """Returns `params` with the whitening kernel computed from preprocessed training images.
 
-        Every lane of several seeds gets the same one: the data is the same.
+        Where parameters have a leading seed axis, all seeds get the same kernel, because they share the data.
         """
         kernel = whitening_kernel(images, self.whiten_size, self.whiten_epsilon)
         shape = params["whiten"]["kernel"].shape
         return params | {"whiten": params["whiten"] | {"kernel": jnp.broadcast_to(kernel, shape)}}
 
     def _conv(self, width: int, name: str) -> nn.Conv:
-        # U(+-1/sqrt(fan_in)): PyTorch's default, with which the recipe's learning rates were found.
+        # U(+-1/sqrt(fan_in)): PyTorch's default, for which the recipe's learning rates were tuned.
         init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
         return nn.Conv(
             width,
@@ -121,9 +121,9 @@ class SpeedNet(nn.Module):
 
 
 def dirac(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32, *, others: Any = None) -> Array:
-    """Initialises a kernel `[rows, columns, in, out]` so that its first channels pass unchanged (airbench).
+    """Initialises a kernel `[rows, columns, in, out]` as the identity on its first channels, as in airbench.
 
-    The first min(in, out) outputs are the inputs of the same number; what is left over is drawn from `others`.
+    The first min(in, out) output channels equal the input channels; the kernels of the others are drawn by `others`.
     """
     rows, columns, inputs, outputs = shape
     same = jnp.arange(outputs) < inputs
@@ -134,23 +134,23 @@ def dirac(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32, *, other
 def whitening_kernel(
     images: Float[Array, "n height width 3"], size: int, epsilon: float
 ) -> Float[Array, "size size 3 out"]:
-    """Returns the convolution after which the channels of a patch are uncorrelated and of variance 1.
+    """Returns the kernel of a convolution whose outputs are uncorrelated and have variance 1.
 
-    With C = V diag(d) V^T the second moments of all patches of `size` x `size` pixels, the columns are v_i / sqrt(d_i +
-    epsilon), and their negatives after them, so that an activation that removes the negative half loses nothing.
-    Neighbouring pixels of photographs are alike: without it the first layer must learn to tell them apart through a
-    badly conditioned problem. Sources: Page 2019 and hlb-CIFAR10 for the idea, airbench for the negatives.
+    Let C = V diag(d) V^T be the second moments of all patches of `size` x `size` pixels. The kernels of the first
+    outputs are v_i / sqrt(d_i + epsilon). Their negatives follow, so that no information is lost when an activation
+    removes negative values. Neighbouring pixels of photographs are strongly correlated, which makes training the first
+    layer badly conditioned without whitening. Sources: Page 2019 and hlb-CIFAR10; airbench for the negatives.
 
     Args:
-      images: as the network sees them, mean about zero: the mean of the patches is not subtracted.
-      size: side of a patch.
-      epsilon: keeps the noise of directions with hardly any variance from being blown up.
+      images: preprocessed, with a mean near zero: the mean of the patches is not subtracted.
+      size: side of a patch in pixels.
+      epsilon: limits the amplification of directions with little variance.
     """
-    exact = lax.Precision.HIGHEST  # a GPU would round to the 10 bits of TF32, and the least variances to nothing
+    exact = lax.Precision.HIGHEST  # a GPU's default, TF32, has too few bits for the smallest variances
     patches = lax.conv_general_dilated_patches(
         images, (size, size), (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"), precision=exact
     )
-    patches = patches.reshape(-1, patches.shape[-1])  # a row has the three channels one after the other
+    patches = patches.reshape(-1, patches.shape[-1])  # ordered by channel, then by pixel
     covariance = jnp.matmul(patches.T, patches, precision=exact) / len(patches)
     variances, directions = jnp.linalg.eigh(covariance)
     columns = directions / jnp.sqrt(variances + epsilon)[None]

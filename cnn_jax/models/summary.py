@@ -4,7 +4,6 @@ import dataclasses
 import re
 from typing import Any
 
-import flax.linen as nn
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
@@ -25,12 +24,12 @@ class _Row:
 
 
 def model_table(
-    model: nn.Module, variables: PyTree, image_size: tuple[int, int], labels: PyTree | None = None, most_rows: int = 60
+    model: Any, variables: PyTree, image_size: tuple[int, int], labels: PyTree | None = None, most_rows: int = 60
 ) -> str:
     """Returns a table of the parameters, and the floating-point operations of one image's forward pass.
 
     Args:
-      model: the network.
+      model: a `flax.linen` module, called with images and `train`.
       variables: {params, batch_stats}.
       image_size: height and width of the network's input.
       labels: of a `cnn_jax.models.trainable.Partition`, which parameters are trained; None for all.
@@ -40,8 +39,8 @@ def model_table(
     forward = jax.jit(lambda v, x: model.apply(v, x, train=False))
     cost = forward.lower(variables, images).cost_analysis() or {}
     flops = f"{cost['flops'] / 1e6:,.3g} million FLOPs per image" if "flops" in cost else "FLOPs unknown"
-    params = flax.traverse_util.flatten_dict(variables["params"])
-    names = flax.traverse_util.flatten_dict(labels) if labels else dict.fromkeys(params, TRAINED)
+    params: dict[Any, Any] = flax.traverse_util.flatten_dict(variables["params"])
+    names: dict[Any, Any] = flax.traverse_util.flatten_dict(labels) if labels else dict.fromkeys(params, TRAINED)
     depth = max(map(len, params)) if len(params) <= most_rows else 2
     groups: dict[tuple[str, ...], list[tuple[str, ...]]] = {}
     for path in sorted(params, key=_natural):

@@ -1,7 +1,7 @@
-"""Which parameters are trained: one tree of labels, which the gradient, the optimizer and BatchNorm follow.
+"""Trainable and frozen parameters: one tree of labels for the gradient, the optimizer and BatchNorm.
 
-A pattern is a regular expression. It selects all parameters below every module whose name, or whose whole path, it
-matches: "head", "conv_7b|block8.*", "backbone/block1", "bias". The pattern "all" selects everything.
+A pattern is a regular expression. It selects all parameters of every module whose name or path it matches in full:
+"head", "conv_7b|block8.*", "backbone/block1"; and parameters themselves: "bias". The pattern "all" selects everything.
 """
 
 import contextlib
@@ -18,22 +18,25 @@ from jaxtyping import PyTree
 from cnn_jax.errors import UserError
 
 ALL = "all"
-FROZEN, TRAINED = "frozen", "trained"  # labels; a third kind is the pattern of a group with a learning rate of its own
+FROZEN, TRAINED = (
+    "frozen",
+    "trained",
+)  # labels; parameters of a group with its own learning rate have the group's pattern
 
 Path = tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class Partition:
-    """Parameters that are trained, and parameters that stay as they are.
+    """The division of a network's parameters into trained and frozen ones.
 
     Attributes:
       labels: a tree like the parameters: "frozen", "trained", or the pattern of the parameter's group.
-      still: paths of the BatchNorms that use their running statistics, and leave them alone, while training.
+      frozen_norms: paths of the BatchNorms that run in inference mode during training.
     """
 
     labels: PyTree
-    still: frozenset[Path] = frozenset()
+    frozen_norms: frozenset[Path] = frozenset()
 
     @classmethod
     def of(
@@ -41,21 +44,21 @@ class Partition:
         variables: Mapping[str, PyTree],
         trainable: str,
         groups: Sequence[tuple[str, float]] = (),
-        before: "Partition | None" = None,
+        previous: "Partition | None" = None,
     ) -> "Partition":
-        """Builds it from `config.model.trainable` and `config.optimizer.groups`.
+        """Returns the partition for `config.model.trainable` and `config.optimizer.groups`.
 
-        A BatchNorm is still where all its parameters are frozen; and it stays still when they are trained later, as in
-        Keras: statistics of few new images would destroy what the network knows.
+        A BatchNorm whose parameters are all frozen runs in inference mode. As in Keras, it also does so after its
+        parameters are unfrozen: statistics of a few new images would destroy the pretrained features.
 
         Args:
           variables: {params, batch_stats}; only the paths matter.
-          trainable: a pattern.
-          groups: (pattern, factor) pairs; the first that selects a parameter counts.
-          before: of the phase before.
+          trainable: pattern of the trained parameters.
+          groups: (pattern, factor) pairs; a parameter belongs to the first that selects it.
+          previous: the partition of the previous phase.
 
         Raises:
-          UserError: a pattern that selects nothing.
+          UserError: a pattern selects nothing.
         """
         flat = flax.traverse_util.flatten_dict(variables["params"])
         for pattern in (trainable, *(pattern for pattern, _ in groups)):
@@ -70,38 +73,38 @@ class Partition:
             else FROZEN
             for path in flat
         }
-        still = set(before.still) if before else set()
+        frozen_norms = set(previous.frozen_norms) if previous else set()
         for norm in _norms(variables.get("batch_stats", {})):
             own = [label for path, label in labels.items() if path[: len(norm)] == norm]
             if own and set(own) == {FROZEN}:
-                still.add(norm)
-        return cls(flax.traverse_util.unflatten_dict(labels), frozenset(still))
+                frozen_norms.add(norm)
+        return cls(flax.traverse_util.unflatten_dict(labels), frozenset(frozen_norms))
 
     def trained(self, params: PyTree) -> PyTree:
-        """Returns the parameters with None in the place of every frozen one: no gradient and no memory for those."""
+        """Returns the parameters with frozen leaves replaced by None: no gradient and no memory for those."""
         return jax.tree.map(lambda leaf, label: None if label == FROZEN else leaf, params, self.labels)
 
     def merge(self, trained: PyTree, params: PyTree) -> PyTree:
-        """Returns `params` with the trained ones taken from `trained`."""
+        """Returns `params` with the trained leaves replaced by those of `trained`."""
         return jax.tree.map(lambda new, old: old if new is None else new, trained, params, is_leaf=lambda x: x is None)
 
     def freezes(self, module: str) -> bool:
-        """Whether everything in a module of the network is frozen; False where there is no such module."""
+        """Returns whether all parameters of a top-level module are frozen; False if there is no such module."""
         labels = jax.tree.leaves(self.labels.get(module, {}))
         return bool(labels) and set(labels) == {FROZEN}
 
     def factors(self, groups: Iterable[tuple[str, float]]) -> PyTree:
-        """Returns by what the learning rate of each trained parameter is multiplied; None for frozen ones."""
+        """Returns the learning-rate factor of each trained parameter; None for frozen ones."""
         known = dict(groups)
         return jax.tree.map(lambda label: None if label == FROZEN else known.get(label, 1.0), self.labels)
 
     def apply(self) -> contextlib.AbstractContextManager:
-        """While its `with` block runs, the BatchNorms of `still` compute as they do at test time."""
-        if not self.still:
+        """Returns a context in which the BatchNorms of `frozen_norms` run in inference mode."""
+        if not self.frozen_norms:
             return contextlib.nullcontext()
 
         def intercept(call, args, kwargs, context):
-            if isinstance(context.module, nn.BatchNorm) and context.module.path in self.still:
+            if isinstance(context.module, nn.BatchNorm) and context.module.path in self.frozen_norms:
                 kwargs = kwargs | {"use_running_average": True}
             return call(*args, **kwargs)
 
@@ -109,7 +112,7 @@ class Partition:
 
 
 def selects(pattern: str, path: Path) -> bool:
-    """Whether a pattern selects the parameter at `path`, such as ("backbone", "top", "bn", "scale")."""
+    """Returns whether a pattern selects the parameter at `path`, such as ("backbone", "top", "bn", "scale")."""
     if pattern == ALL:
         return True
     matches = re.compile(pattern).fullmatch

@@ -49,7 +49,7 @@ class Transfer(nn.Module):
     Attributes:
       num_classes: number of logits.
       network: class of the backbone (see `cnn_jax.models.protocols.Backbone`).
-      hidden: see `Head`; the defaults are those of the Keras study that the ladder rebuilds.
+      hidden: see `Head`; the defaults are those of the Keras study that the ladder reproduces.
       dropout: see `Head`.
       dtype: type in which the layers compute; parameters, statistics, features and logits are float32.
       backbone_name: name of the backbone's module.

@@ -38,7 +38,7 @@ class Placement:
         cls,
         seeds: int = 1,
         *,
-        devices: Sequence[jax.Device] | None = None,
+        devices: Sequence[jax.Device] | None = None,  # pyright: ignore[reportInvalidTypeForm]
         data: int = 1,
         seed_layout: SeedLayout | None = None,
         scan: bool | None = None,

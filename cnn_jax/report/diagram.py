@@ -96,7 +96,7 @@ def _module(module: nn.Module, shape: tuple[int, ...], variables: Any) -> Layer:
     kernel, rate = getattr(module, "kernel_size", None), getattr(module, "rate", None)
     return Layer(
         kind=type(module).__name__,
-        name=module.name,
+        name=module.name or "",
         shape=shape,
         detail=_size(kernel, "") if kernel else f"{rate:g}" if rate is not None else "",
         parameters=sum(leaf.size for leaf in own.get("params", ())),

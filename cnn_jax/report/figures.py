@@ -148,7 +148,7 @@ def reliability_diagram(bins: Sequence[Mapping[str, Any]]) -> Figure:
         label="measured",
     )
     upper.set(xlim=(0, 1), ylim=(0, 1), ylabel="Accuracy")
-    upper.set_title(f"Expected calibration error {expected_calibration_error(list(bins)):.1%}", size=10, loc="left")
+    upper.set_title(f"Expected calibration error {expected_calibration_error(bins):.1%}", size=10, loc="left")
     upper.legend(loc="upper left", frameon=False, fontsize=8)
     total = sum(row["count"] for row in full)
     lower.bar(left, [row["count"] / total for row in full], width, align="edge", color="#c9ced4", ec="white")

@@ -15,6 +15,7 @@ from cnn_jax.data.order import Order
 from cnn_jax.data.pipeline import Resident, Splits
 from cnn_jax.data.splits import Dataset
 from cnn_jax.errors import UserError
+from cnn_jax.models.protocols import TransferNetwork
 from cnn_jax.parallel.placement import Placement
 from cnn_jax.training.feature_cache import FeatureCache
 from cnn_jax.training.init import RANDOM, Initializer
@@ -193,8 +194,11 @@ class Experiment:
         return self.fetch(phase.evaluate(variables, arrays)) if len(arrays["label"]) else {}
 
     def _feature_cache(self, variables: PyTree, stop: Callable[[], bool]) -> Callable[..., Any]:
+        folder, model = self._features, self.model
+        assert folder and isinstance(model, TransferNetwork)
+
         def compute(images, split):
-            cache = FeatureCache(self._features, self.model, variables, self.preprocess, self.config.eval_batch_size)
+            cache = FeatureCache(folder, model, variables, self.preprocess, self.config.eval_batch_size)
             return cache.get(images, split, stop)
 
         return compute

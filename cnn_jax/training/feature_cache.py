@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import flax.linen as nn
 import flax.traverse_util
 import jax
 import numpy as np
@@ -16,6 +15,7 @@ from rich.console import Console
 
 from cnn_jax.data.batching import pad
 from cnn_jax.errors import UserError
+from cnn_jax.models.protocols import TransferNetwork
 from cnn_jax.transforms.preprocess import Preprocessing
 from cnn_jax.utils import files, progress
 
@@ -37,7 +37,7 @@ class FeatureCache:
     def __init__(
         self,
         directory: Path,
-        model: nn.Module,
+        model: TransferNetwork,
         variables: Mapping[str, PyTree],
         preprocess: Preprocessing,
         batch_size: int,
@@ -74,17 +74,19 @@ class FeatureCache:
         """
         folder = self.folder / f"{name}-{_fingerprint([], {name: images})}"
         starts = range(0, len(images), IMAGES_IN_A_FILE)
-        parts = {start: _read(folder / f"{start:07}.npz") for start in starts}
-        missing = [start for start in starts if parts[start] is None]
-        with _progress(f"Features of {len(images):,} {name} images", len(images), bool(missing)) as advance:
-            for start in starts:
+        stored = {start: _read(folder / f"{start:07}.npz") for start in starts}
+        missing = any(features is None for features in stored.values())
+        parts = [np.zeros((0, self._num_features), np.float32)]
+        with _progress(f"Features of {len(images):,} {name} images", len(images), missing) as advance:
+            for start, features in stored.items():
                 part = images[start : start + IMAGES_IN_A_FILE]
-                if parts[start] is None:
-                    parts[start] = self._compute(part, stop, advance)
-                    _write(folder / f"{start:07}.npz", parts[start])
+                if features is None:
+                    features = self._compute(part, stop, advance)
+                    _write(folder / f"{start:07}.npz", features)
                 else:
                     advance(len(part))
-        return np.concatenate([np.zeros((0, self._num_features), np.float32), *parts.values()])
+                parts.append(features)
+        return np.concatenate(parts)
 
     def _compute(self, images: np.ndarray, stop: Callable[[], bool], advance: Callable[[int], Any]) -> np.ndarray:
         found = []
@@ -111,7 +113,7 @@ def _write(path: Path, features: np.ndarray) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with files.replacing(path, "wb") as file:
-            np.savez(file, **{_KEY: features})
+            np.savez(file, **{_KEY: features})  # pyright: ignore[reportArgumentType]
     except OSError as error:
         raise UserError(
             f"Cannot store features in {path.parent}: {error.strerror}. Free space or rights there, or take another "
@@ -123,7 +125,7 @@ def _fingerprint(words: Iterable[str], tree: Mapping[str, Any]) -> str:
     digest = hashlib.blake2b(json.dumps(list(words)).encode(), digest_size=10)
     for name, leaf in sorted(flax.traverse_util.flatten_dict(tree, sep="/").items()):
         digest.update(f"{name} {leaf.shape} {leaf.dtype} ".encode())
-        digest.update(np.ascontiguousarray(leaf))
+        digest.update(np.ascontiguousarray(leaf).data)
     return digest.hexdigest()
 
 

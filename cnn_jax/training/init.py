@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree, UInt8
 
 from cnn_jax import rng
 from cnn_jax.models import pretrained
-from cnn_jax.models.protocols import InitialisedFromImages, Network
+from cnn_jax.models.protocols import InitialisedFromImages, Network, TransferNetwork
 from cnn_jax.transforms.preprocess import Preprocessing
 
 RANDOM = "random"  # in place of weights: a backbone that was never trained
@@ -69,12 +69,14 @@ class Initializer:
         if self.weights == RANDOM:
             return jax.jit(self.random)
         shapes = jax.eval_shape(self.random, rng.root(0))
-        name = self.model.backbone_name
+        model = self.model
+        assert isinstance(model, TransferNetwork)
+        name = model.backbone_name
         of_backbone = {kind: tree[name] for kind, tree in shapes.items()}
         loaded = jax.device_put(pretrained.load(self.backbone, self.weights, of_backbone))
         # Initialised on features: the backbone, which is loaded, is then neither compiled nor drawn at random.
-        features = jnp.zeros((1, self.model.network.num_features))
-        draw_head = jax.jit(lambda key: draw(self.model, key, features, "classify"))
+        features = jnp.zeros((1, model.network.num_features))
+        draw_head = jax.jit(lambda key: draw(model, key, features, "classify"))
 
         def with_backbone(key):
             head = draw_head(key)
@@ -84,7 +86,8 @@ class Initializer:
 
     def _fit(self, variables: dict[str, PyTree], images: np.ndarray) -> dict[str, PyTree]:
         """Completes the variables where the network's initialisation looks at training images."""
-        if not isinstance(self.model, InitialisedFromImages):
+        model = self.model
+        if not isinstance(model, InitialisedFromImages):
             return variables
-        fit = jax.jit(lambda params, images: self.model.init_from_images(params, self.preprocess(images)))
-        return {**variables, "params": fit(variables["params"], images[: self.model.init_images])}
+        fit = jax.jit(lambda params, images: model.init_from_images(params, self.preprocess(images)))
+        return {**variables, "params": fit(variables["params"], images[: model.init_images])}

@@ -11,7 +11,7 @@ from cnn_jax.data.pipeline import Batch
 from cnn_jax.transforms.augment import Augmentation, alternate
 from cnn_jax.transforms.mix import mix
 from cnn_jax.transforms.preprocess import Preprocessing
-from cnn_jax.transforms.tta import ITSELF, Views
+from cnn_jax.transforms.tta import NO_TTA, TTA
 
 Targets = Float[Array, "batch classes"]
 Logits = Float[Array, "batch classes"]
@@ -25,7 +25,7 @@ class Inputs(Protocol):
       method: of the network, which is applied to the inputs.
     """
 
-    method: str
+    method: ClassVar[str]
 
     def train(
         self, batch: Batch, targets: Targets, key: PRNGKeyArray, step: Int[Array, ""], offset: int | Int[Array, ""]
@@ -39,9 +39,11 @@ class Inputs(Protocol):
           step: the training step.
           offset: the position of the first example in the global batch.
         """
+        ...
 
     def predict(self, network: Callable[[Array], Logits], batch: Batch) -> Logits:
         """Returns the logits at test time, `network` being the network with its variables."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +62,7 @@ class ImageInputs:
     augment: Augmentation = dataclasses.field(default_factory=Augmentation)
     mixup: float = 0.0
     cutmix: float = 0.0
-    tta: Views = ITSELF
+    tta: TTA = NO_TTA
 
     method: ClassVar[str] = "__call__"
 
@@ -68,7 +70,7 @@ class ImageInputs:
     def from_config(cls, config: Any, preprocess: Preprocessing, image_size: tuple[int, int]) -> "ImageInputs":
         """Builds it from `config.augment` and `config.eval`, for images that are preprocessed to `image_size`."""
         augment = Augmentation.from_config(config.augment, preprocess.mean, image_size)
-        return cls(preprocess, augment, config.augment.mixup, config.augment.cutmix, Views.from_config(config.eval))
+        return cls(preprocess, augment, config.augment.mixup, config.augment.cutmix, TTA.from_config(config.eval))
 
     @property
     def fixed(self) -> bool:

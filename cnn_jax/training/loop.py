@@ -65,6 +65,7 @@ def train(config: ConfigDict, workdir: str) -> int:
                 report.say(f"Stopped at step {now:,}, which is saved: the same command resumes from there.")
             except Stopped:
                 report.say("Stopped; the features so far are kept: the same command resumes from there.")
+        assert interrupt.signal  # nothing else stops a run
         return 128 + interrupt.signal
 
 
@@ -184,7 +185,8 @@ class _Report:
 
     def _describe(self, state: TrainState) -> None:
         experiment = self._experiment
-        variables, labels = experiment.place.seed(state.variables), experiment.phases[0].step.partition.labels
+        variables, partition = experiment.place.seed(state.variables), experiment.phases[0].step.partition
+        labels = partition.labels if partition else None
         table = model_table(experiment.model, variables, experiment.image_size, labels)
         self.say(f"{table}\n{experiment.splits.dataset.describe()}")
         self._say_duplicates(*SCORED)

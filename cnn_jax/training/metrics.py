@@ -102,7 +102,7 @@ class ThresholdScores(_Counts):
 class Classification(clu_metrics.Collection):
     """Everything that is recorded of a set of predictions."""
 
-    loss: clu_metrics.Average.from_output("loss")
+    loss: clu_metrics.Average.from_output("loss")  # pyright: ignore[reportInvalidTypeForm]
     accuracy: clu_metrics.Accuracy
     macro: MacroScores
     threshold: ThresholdScores

@@ -1,1 +1,1 @@
-"""Pure functions of images, as arrays on the device."""
+"""Pure functions of batches of images on the device."""

@@ -1,7 +1,8 @@
-"""Random changes of training images, on the device.
+"""Random augmentation of training images on the device.
 
-Each transform takes one image `[height, width, 3]` with values in [0, 1] and a key of its own; `Augmentation` chains
-those that are switched on and maps them over a batch. Every image of a batch draws its own numbers.
+Each transform takes one image `[height, width, 3]` with values in [0, 1] and a key; `Augmentation` chains the enabled
+ones and maps them over a batch, with separate random numbers per image. `cnn_jax.transforms.mix` has the augmentations
+that also change labels.
 """
 
 import dataclasses
@@ -20,30 +21,30 @@ Image = Float[Array, "height width 3"]
 
 
 def flip(image: Image, key: PRNGKeyArray) -> Image:
-    """Mirrors left and right with probability 1/2."""
+    """Mirrors an image horizontally with probability 1/2."""
     return jnp.where(jax.random.bernoulli(key), image[:, ::-1], image)
 
 
 def alternate(key: PRNGKeyArray, index: Int[Array, " batch"], epoch: Int[Array, " batch"]) -> Bool[Array, " batch"]:
-    """Returns which images are mirrored so that each is in every second epoch.
+    """Returns which images to mirror so that each one is mirrored in every second epoch.
 
-    Two epochs in a row then show both forms of every image, where independent flips show the same form twice to half of
-    them. A hash of its number in the training set says with which form an image begins. Source: airbench (Jordan 2024,
-    arXiv:2404.00498).
+    Any two consecutive epochs then show both versions of every image, whereas independent flips show half of the images
+    in the same version twice. A hash of the image's index decides which version comes first. Source: airbench (Jordan
+    2024, arXiv:2404.00498).
 
     Args:
       key: the run's stream "alternate_flip", the same in every step.
-      index: each image's number in the training set.
-      epoch: which epoch of the run each image is in.
+      index: each image's index in the training set.
+      epoch: the epoch in which each image is used.
     """
     hashes = jax.vmap(lambda i: jax.random.bits(jax.random.fold_in(key, i), dtype=jnp.uint32))(index)
     return (hashes + epoch.astype(jnp.uint32)) % 2 == 1
 
 
 def shift(image: Image, key: PRNGKeyArray, fraction: float) -> Image:
-    """Moves by whole pixels, up to `fraction` of the side each way, repeating the edge.
+    """Shifts an image by whole pixels, up to `fraction` of each side in either direction, repeating the edge.
 
-    Whole pixels keep the image as sharp as it was; interpolating would blur it. The largest move is rounded down.
+    Whole pixels need no interpolation, which would blur the image. The largest shift is rounded down.
     """
     height, width, _ = image.shape
     limits = jnp.array([int(fraction * height), int(fraction * width)])
@@ -54,9 +55,9 @@ def shift(image: Image, key: PRNGKeyArray, fraction: float) -> Image:
 
 
 def crop(image: Image, key: PRNGKeyArray, padding: int, mode: str) -> Image:
-    """Pads every side by `padding` pixels and cuts the original size out again at a random place.
+    """Pads each side by `padding` pixels and crops the original size at a random position.
 
-    `mode` is "constant" (black, He et al. 2015, arXiv:1512.03385) or "reflect".
+    `mode` is "constant" (black, He et al. 2016, arXiv:1512.03385) or "reflect".
     """
     padded = jnp.pad(image, ((padding, padding), (padding, padding), (0, 0)), mode)
     top, left = jax.random.randint(key, (2,), 0, 2 * padding + 1)
@@ -64,9 +65,9 @@ def crop(image: Image, key: PRNGKeyArray, padding: int, mode: str) -> Image:
 
 
 def rotate_zoom(image: Image, key: PRNGKeyArray, degrees: float, zoom: float) -> Image:
-    """Turns about the centre by up to `degrees` each way and scales by a factor in [1 - zoom, 1 + zoom].
+    """Rotates about the centre by up to `degrees` in either direction and scales by a factor in [1 - zoom, 1 + zoom].
 
-    One bilinear interpolation serves both; what lies outside repeats the edge. A factor above 1 magnifies.
+    Both are one bilinear interpolation; pixels from outside repeat the edge. A factor above 1 magnifies.
     """
     height, width, _ = image.shape
     angle_key, zoom_key = jax.random.split(key)
@@ -74,7 +75,7 @@ def rotate_zoom(image: Image, key: PRNGKeyArray, degrees: float, zoom: float) ->
     factor = jax.random.uniform(zoom_key, minval=1 - zoom, maxval=1 + zoom)
     cy, cx = (height - 1) / 2, (width - 1) / 2
     y, x = jnp.meshgrid(jnp.arange(height) - cy, jnp.arange(width) - cx, indexing="ij")
-    # Where each output pixel comes from: the inverse of the rotation and of the scaling.
+    # Source coordinates of each output pixel: the inverse of the rotation and of the scaling.
     source_y = (jnp.cos(angle) * y - jnp.sin(angle) * x) / factor + cy
     source_x = (jnp.sin(angle) * y + jnp.cos(angle) * x) / factor + cx
 
@@ -85,9 +86,9 @@ def rotate_zoom(image: Image, key: PRNGKeyArray, degrees: float, zoom: float) ->
 
 
 def cutout(image: Image, key: PRNGKeyArray, size: int, fill: tuple[float, float, float]) -> Image:
-    """Covers a square of `size` pixels, its centre anywhere in the image, with the colour `fill`.
+    """Fills a square of `size` x `size` pixels, centred anywhere in the image, with the colour `fill`.
 
-    Source: DeVries and Taylor 2017, arXiv:1708.04552. The square may stand out over the edge, as theirs may.
+    Source: DeVries and Taylor 2017, arXiv:1708.04552. As there, the square may extend beyond the edge.
     """
     height, width, _ = image.shape
     top, left = jax.random.randint(key, (2,), 0, jnp.array([height, width])) - size // 2
@@ -98,17 +99,17 @@ def cutout(image: Image, key: PRNGKeyArray, size: int, fill: tuple[float, float,
 
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
-    """The transforms that a config switches on, in the order of the fields; all off by default.
+    """The enabled transforms, applied in the order of the fields; all are off by default.
 
     Attributes:
-      flip: mirror left and right, at random.
-      alternate_flip: mirror left and right in every second epoch (see `alternate`).
-      shift: largest move, as a fraction of the side; in whole pixels, rounded down.
+      flip: mirror images horizontally at random.
+      alternate_flip: mirror each image horizontally in every second epoch (see `alternate`).
+      shift: largest shift, as a fraction of the side; rounded down to whole pixels.
       rotate: largest angle in degrees.
       zoom: largest change of scale: factors lie in [1 - zoom, 1 + zoom].
       crop_padding: pixels of padding before a random crop.
-      crop_mode: what the padding is: "constant" (black) or "reflect".
-      cutout: side in pixels of the covered square.
+      crop_mode: padding mode: "constant" (black) or "reflect".
+      cutout: side of the covered square in pixels.
       cutout_fill: its colour in [0, 1]; the training mean makes it zero after normalisation, as in the paper.
     """
 
@@ -124,15 +125,16 @@ class Augmentation:
 
     @classmethod
     def from_config(cls, config: Any, mean: tuple[float, float, float], image_size: tuple[int, int]) -> "Augmentation":
-        """Builds it from `config.augment`.
+        """Returns the augmentation that `config.augment` describes.
 
         Args:
-          config: the fields of this class but the last.
-          mean: what normalisation subtracts; the colour of cutout.
-          image_size: height and width of the images that it will be given.
+          config: the fields of this class except the last.
+          mean: mean of the normalisation, used as the colour of cutout.
+          image_size: height and width of the images to augment.
 
         Raises:
-          UserError: random and alternating flips together, which are random flips; a shift of less than one pixel.
+          UserError: random and alternating flips are both on (their combination is random); or a shift is less than one
+            pixel.
         """
         if config.flip and config.alternate_flip:
             raise UserError(
@@ -145,19 +147,19 @@ class Augmentation:
                 f"least {math.ceil(10**4 / side) / 10**4}, or to 0 for no shift."
             )
         own = {field.name for field in dataclasses.fields(cls)}  # the others are of cnn_jax.transforms.mix
-        return cls(**{name: value for name, value in config.items() if name in own}, cutout_fill=tuple(mean))
+        return cls(**{name: value for name, value in config.items() if name in own}, cutout_fill=mean)
 
     @property
     def enabled(self) -> bool:
-        """Whether anything is switched on."""
-        return self._one_by_one or self.alternate_flip
+        """Whether any transform is on."""
+        return self._per_image or self.alternate_flip
 
     @property
-    def _one_by_one(self) -> bool:
+    def _per_image(self) -> bool:
         return bool(self.flip or self.shift or self.rotate or self.zoom or self.crop_padding or self.cutout)
 
     def one(self, image: Image, key: PRNGKeyArray) -> Image:
-        """Augments one image."""
+        """Returns one image, augmented."""
         if self.flip:
             image = flip(image, rng.stream(key, "flip"))
         if self.shift:
@@ -177,18 +179,18 @@ class Augmentation:
         offset: int | Int[Array, ""] = 0,
         mirrored: Bool[Array, " batch"] | None = None,
     ) -> Float[Array, "batch height width 3"]:
-        """Augments a batch.
+        """Returns a batch, augmented.
 
         Args:
           images: values in [0, 1].
           key: the stream "augment" at this step.
-          offset: position of `images[0]` in the global batch. An image's numbers hang on its position there alone, so
-            that a batch spread over devices is augmented exactly as on one.
-          mirrored: which images are mirrored first, by `alternate`; None for none.
+          offset: position of `images[0]` in the global batch. An image's random numbers depend only on its position
+            there, so that a batch spread over devices is augmented exactly as on one.
+          mirrored: which images to mirror first, from `alternate`; None for none.
         """
         if mirrored is not None:
             images = jnp.where(mirrored[:, None, None, None], images[:, :, ::-1], images)
-        if not self._one_by_one:
+        if not self._per_image:
             return images
         positions = jnp.arange(images.shape[0]) + offset
         keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, positions)

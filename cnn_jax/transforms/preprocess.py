@@ -1,4 +1,4 @@
-"""From stored images to what a network sees: one function for training, evaluation and prediction."""
+"""Preprocessing of images, the same for training, evaluation, prediction and exported models."""
 
 import dataclasses
 from typing import Any
@@ -12,10 +12,10 @@ Colour = tuple[float, float, float]
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
-    """Resizes, scales to [0, 1], then normalises; on the device.
+    """Resizes images, scales them to [0, 1] and normalises them, on the device.
 
     Attributes:
-      image_size: side in pixels of the square image that the network sees; 0 keeps the size of the stored images.
+      image_size: side in pixels of the network's square input; 0 keeps the size of the stored images.
       mean: subtracted from each of the three channels, in units of [0, 1].
       std: divides each of the three channels, in units of [0, 1].
     """
@@ -26,16 +26,16 @@ class Preprocessing:
 
     @classmethod
     def from_config(cls, config: Any, mean: Colour = (0.0, 0.0, 0.0), std: Colour = (1.0, 1.0, 1.0)) -> "Preprocessing":
-        """Builds it from `config.data`, whose mean and std may be empty for those of the network, given here."""
+        """Returns the preprocessing for `config.data`; `mean` and `std` replace those of the config where empty."""
         return cls(config.image_size, tuple(config.mean) or mean, tuple(config.std) or std)
 
     @classmethod
     def from_metadata(cls, fields: dict[str, Any]) -> "Preprocessing":
-        """Builds it from what `dataclasses.asdict` gave, after a passage through JSON."""
+        """Returns the preprocessing for the output of `dataclasses.asdict`, as read from JSON."""
         return cls(fields["image_size"], tuple(fields["mean"]), tuple(fields["std"]))
 
     def scale(self, images: UInt8[Array, "batch height width 3"]) -> Float[Array, "batch size_h size_w 3"]:
-        """Resizes (bilinear, antialiased) and scales to [0, 1]. Augmentation stands after this."""
+        """Returns images resized (bilinear, antialiased) and scaled to [0, 1]. Augmentation comes after this."""
         images = images.astype(jnp.float32) / 255
         size = self.image_size
         if size and images.shape[1:3] != (size, size):
@@ -43,8 +43,8 @@ class Preprocessing:
         return images
 
     def normalise(self, images: Float[Array, "batch height width 3"]) -> Float[Array, "batch height width 3"]:
-        """Subtracts the mean and divides by the standard deviation, a channel at a time."""
-        # Skipped where it would change nothing: it costs a pass over the images.
+        """Returns images minus the mean, divided by the standard deviation, per channel."""
+        # Skipped where it would change nothing, because it costs a pass over the images.
         if any(self.mean):
             images = images - jnp.asarray(self.mean, images.dtype).reshape(1, 1, 1, 3)
         if set(self.std) != {1.0}:
@@ -52,5 +52,5 @@ class Preprocessing:
         return images
 
     def __call__(self, images: UInt8[Array, "batch height width 3"]) -> Float[Array, "batch size_h size_w 3"]:
-        """Returns what the network sees when nothing is augmented."""
+        """Returns the network's input, without augmentation."""
         return self.normalise(self.scale(images))

@@ -1,4 +1,4 @@
-"""Test-time augmentation: several views of an image, one answer."""
+"""Test-time augmentation: the weighted mean of the logits for several views of each image."""
 
 import dataclasses
 from collections.abc import Callable
@@ -12,43 +12,43 @@ Logits = Float[Array, "batch classes"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Views:
-    """Which views of an image are shown to the network; the weighted mean of their logits is the answer.
+class TTA:
+    """The views of each image whose logits are averaged.
 
-    A network that was trained on mirrored and shifted images answers each of them with errors of its own, which cancel
-    in part. The same rule is used while training, by `evaluate`, by `predict` and in what `export` writes: what is
-    served is what was scored. Source: airbench's multi-crop evaluation (Jordan 2024, arXiv:2404.00498).
+    The errors of a network on different views of an image are partly independent and cancel in part. Validation during
+    training, `evaluate`, `predict` and exported models use the same views. Source: the multi-crop evaluation of
+    airbench (Jordan 2024, arXiv:2404.00498).
 
     Attributes:
-      mirror: also show the mirror image.
-      shift: also show the image moved by so many pixels, up and left, and down and right, filled up by reflection; 0
-        for neither. The image in its place has half of the weight, as in airbench.
+      mirror: also use the mirror image.
+      shift: also use the image shifted by this many pixels up and left, and down and right, padded by reflection; 0 for
+        neither. As in airbench, the unshifted image has half of the weight.
     """
 
     mirror: bool = False
     shift: int = 0
 
     @classmethod
-    def from_config(cls, config: Any) -> "Views":
-        """Builds it from `config.eval`; a run of an earlier version has none."""
+    def from_config(cls, config: Any) -> "TTA":
+        """Returns the views that `config.eval` describes; runs of earlier versions have none."""
         return cls(config.get("mirror", False), config.get("shift", 0))
 
     @property
     def enabled(self) -> bool:
-        """Whether there is more than the image itself."""
+        """Whether there are views besides the image itself."""
         return self.mirror or self.shift > 0
 
     def __call__(self, predict: Callable[[Images], Logits], images: Images) -> Logits:
-        """Returns the mean of the logits.
+        """Returns the weighted mean of the logits.
 
         Args:
-          predict: the network, at test time.
-          images: as it sees them.
+          predict: from preprocessed images to logits, in inference mode.
+          images: preprocessed.
         """
         if not self.enabled:
             return predict(images)
         views, weights = self._views(images)
-        # One large batch: the network is compiled once, not once a view.
+        # One large batch, so that the network is compiled once rather than once per view.
         logits = predict(jnp.concatenate(views)).reshape(len(views), images.shape[0], -1)
         return (jnp.asarray(weights, logits.dtype).reshape(-1, 1, 1) * logits).sum(0)
 
@@ -66,4 +66,4 @@ class Views:
         return views, weights
 
 
-ITSELF = Views()  # the image alone
+NO_TTA = TTA()

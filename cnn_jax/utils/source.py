@@ -20,7 +20,8 @@ def revision(root: Path, paths: Sequence[str] = ()) -> dict[str, str | bool | No
       `{"commit": 40 hexadecimal digits, "dirty": bool}`; both None where `root` is not the top of a checkout, where it
       has no commit, or where git is missing, fails or takes longer than `GIT_TIMEOUT`.
     """
-    unknown, git = {"commit": None, "dirty": None}, root / ".git"
+    unknown: dict[str, str | bool | None] = {"commit": None, "dirty": None}
+    git = root / ".git"
     if not git.exists():  # a folder, or in a worktree a file
         return unknown
     # Naming the repository keeps git from searching parent folders, and from using the variables that hooks set.

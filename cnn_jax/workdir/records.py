@@ -67,7 +67,7 @@ def _summary_writer() -> type:
     """Imports tensorboardX, but not PyTorch, which it would import where it is installed: two seconds for nothing."""
     unused = "torch" not in sys.modules
     if unused:
-        sys.modules["torch"] = None  # an import now fails as if it were not installed, and tensorboardX does without
+        sys.modules["torch"] = None  # pyright: ignore[reportArgumentType]  # an import now fails as if it were not installed, and tensorboardX does without
     try:
         from tensorboardX import SummaryWriter
     finally:

@@ -41,11 +41,11 @@ class Stopwatch:
             self.seconds["compile"] += compilation
             self.seconds[name] += time.perf_counter() - begin - compilation
 
-    def _listen(self, event: str, duration: float, **_) -> None:
+    def _listen(self, event: str, duration_secs: float, **_) -> None:
         if not event.startswith(_COMPILING):
             return
         end = time.perf_counter()
-        start = end - duration
+        start = end - duration_secs
         # Inner functions are traced within outer ones and reported first; the outer span covers them.
         while self._spans and self._spans[-1][0] >= start:
             self._spans.pop()

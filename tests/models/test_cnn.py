@@ -82,7 +82,7 @@ def test_training_moves_the_statistics_by_one_hundredth(variables, images):
     np.testing.assert_allclose(new["var"], 0.99 + 0.01 * seen.var((0, 1, 2)), rtol=1e-4)
 
 
-def test_dropout_acts_in_training_alone(variables, images):
+def test_dropout_acts_only_in_training(variables, images):
     def logits(train, seed):
         return SMALL.apply(variables, images, train=train, mutable=["batch_stats"], rngs={"dropout": rng.root(seed)})[0]
 
@@ -109,5 +109,5 @@ def test_bfloat16_keeps_parameters_statistics_and_logits_in_float32(images):
 def test_too_small_images_and_wrong_dropout_are_explained(images):
     with pytest.raises(UserError, match=r"image_size to at least 16"):
         SMALL.clone(widths=(3, 4, 4, 4), dropout=()).init(rng.root(0), images, train=False)
-    with pytest.raises(UserError, match=r"2 rates for 3 places"):
+    with pytest.raises(UserError, match=r"2 rates for 3 layers"):
         SMALL.clone(dropout=(0.1, 0.1)).init(rng.root(0), images, train=False)

@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0 against what the original of PyTorch made of the same images."""
+"""EfficientNet-Lite0 against features of the same images from a PyTorch implementation."""
 
 import hashlib
 import importlib.util
@@ -23,7 +23,7 @@ needs_weights = pytest.mark.skipif(
 
 
 def load_reference():
-    """The script that made the stored features: it says of which images."""
+    """The script that computed the stored features; it defines the images."""
     spec = importlib.util.spec_from_file_location("reference", ROOT / "scripts" / "efficientnet_reference.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -65,7 +65,7 @@ def test_features_are_those_of_the_original(published, size):
     assert features.shape == (2, NETWORK.num_features)
     assert features.dtype == jnp.float32
     np.testing.assert_allclose(features, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
-    assert np.abs(expected[0] - expected[1]).max() > 0.1 * expected.max()  # or any image would do
+    assert np.abs(expected[0] - expected[1]).max() > 0.1 * expected.max()  # so that the test could fail
 
 
 def test_an_untrained_frozen_network_neither_explodes_nor_dies():
@@ -81,7 +81,7 @@ def test_images_that_are_too_small_are_one_clear_line():
 
 
 @needs_weights
-def test_each_weight_has_a_place_but_the_classifier():
+def test_all_weights_but_the_classifier_are_used():
     found = efficientnet_lite0.read(efficientnet_lite0.published())
     assert len(found) == 49 * 5  # convolutions, each with four vectors of BatchNorm
     origins = {
@@ -95,13 +95,13 @@ def test_each_weight_has_a_place_but_the_classifier():
 
 
 def write(path, monkeypatch, **arrays):
-    """Lets the file hold these."""
+    """Makes the reader return these arrays for the file."""
     path.touch()
     monkeypatch.setattr(efficientnet_lite0.torch_legacy, "read", lambda _: arrays)
     return path
 
 
-def test_a_weight_without_a_place_keeps_its_name(tmp_path, monkeypatch):
+def test_an_unknown_weight_keeps_its_name(tmp_path, monkeypatch):
     names = ["_blocks.3._se_reduce.weight", "_blocks.99._bn3.bias", "_conv_stem.bias", "_bn0", "extra"]
     known = {"_bn0.num_batches_tracked": np.zeros(()), "_fc.weight": np.zeros((1000, 1280))}
     path = write(tmp_path / "file.pth", monkeypatch, **{name: np.zeros(3) for name in names}, **known)

@@ -1,6 +1,6 @@
-"""InceptionResNetV2: its size, its equality to Keras' with random weights, and files that are not what they should be.
+"""InceptionResNetV2: its size, equality with Keras' network for random weights, and invalid weight files.
 
-What takes minutes is not run by default: pytest -m slow tests/models/test_inception_resnet_v2.py
+Tests that take minutes do not run by default: pytest -m slow tests/models/test_inception_resnet_v2.py
 """
 
 import os
@@ -24,7 +24,7 @@ from cnn_jax.models.pretrained import inception_resnet_v2, keras_legacy, keras_v
 
 h5py = pytest.importorskip("h5py")
 BACKBONE = "inception_resnet_v2"
-# Keras' own, when it hands an array of JAX to NumPy.
+# Raised by Keras when it passes a JAX array to NumPy.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept:DeprecationWarning")
 
 
@@ -92,7 +92,7 @@ def keras_model():
 
 
 def round_trip(model, kind, shapes):
-    """What we read of a file that Keras wrote; its name says nothing about the format."""
+    """Returns what we read from a file written by Keras, under a name that does not reveal the format."""
     import keras
     from keras.src.legacy.saving import legacy_h5_format
 
@@ -115,7 +115,7 @@ def variables(keras_model, shapes):
 
 @pytest.fixture(scope="module")
 def keras_apply(keras_model):
-    """From images and the mode to Keras' features and statistics."""
+    """Keras' network: from images and the mode to features and statistics."""
     trained = [variable.value for variable in keras_model.trainable_variables]
     statistics = [variable.value for variable in keras_model.non_trainable_variables]
     call = jax.jit(keras_model.stateless_call, static_argnames="training")
@@ -133,7 +133,7 @@ def assert_close(actual, expected, tolerance=1e-4):
 
 
 @pytest.mark.parametrize("kind", ["legacy", "v3", "legacy with classifier", "v3 with classifier"])
-def test_every_weight_arrives_in_its_place(kind, keras_model, shapes):
+def test_every_weight_is_assigned_to_its_layer(kind, keras_model, shapes):
     found = flax.traverse_util.flatten_dict(round_trip(keras_model, kind, shapes), sep="/")
     layers = [layer for layer in keras_model.layers if layer.weights]
     places = {"kernel": "params", "bias": "params", "beta": "params", "moving_mean": "batch_stats"}
@@ -170,13 +170,13 @@ def test_statistics_are_updated_as_in_keras(keras_apply, keras_model, variables)
     actual, updates = jax.jit(lambda v, x: InceptionResNetV2().apply(v, x, train=True, mutable=["batch_stats"]))(
         variables, x
     )
-    assert_close(actual, expected, 1e-3)  # batch statistics of four pixels amplify what rounding does
+    assert_close(actual, expected, 1e-3)  # batch statistics of four pixels amplify rounding errors
     last = updates["batch_stats"]["conv_7b"]["bn"]
     assert_close(last["mean"], by_path["conv_7b_bn/moving_mean"])
     assert_close(last["var"], by_path["conv_7b_bn/moving_variance"])
 
 
-# Files that are not what they should be. They are small: shapes are checked only when all layers have been found.
+# Invalid files. They are small, because shapes are checked only after all layers have been found.
 
 
 @pytest.fixture
@@ -197,7 +197,7 @@ def legacy(tmp_path):
 
 @pytest.fixture
 def v3(tmp_path):
-    """A file in the format of version 3 whose weights are single numbers."""
+    """A file in the format of Keras 3 whose weights are single numbers."""
     projects = [name for name in inception_resnet_v2.topological_order() if not name.endswith("/bn")]
     with h5py.File(tmp_path / "v3.h5", "w") as file:
         file.create_group("layers/activation/vars")
@@ -230,7 +230,7 @@ def test_a_layer_is_missing_or_left_over(legacy, v3, shapes):
     fails(v3, shapes, "has no layer conv2d_100, where block17_3/project should be")
     with h5py.File(v3, "a") as file:
         file.copy("layers/conv2d_244", "layers/conv2d_100")
-    fails(v3, shapes, "has a layer conv2d_244, for which InceptionResNetV2 has no place")
+    fails(v3, shapes, "has a layer conv2d_244, which does not exist in InceptionResNetV2")
 
     with h5py.File(legacy, "a") as file:
         names = list(file.attrs["layer_names"])
@@ -242,7 +242,7 @@ def test_a_layer_is_missing_or_left_over(legacy, v3, shapes):
     with h5py.File(legacy, "a") as file:
         file.copy("layer1", "more")
         file.attrs["layer_names"] = [*names, "more"]
-    fails(legacy, shapes, "has a layer more, for which")
+    fails(legacy, shapes, "has a layer more, which does not exist")
 
 
 def test_a_weight_is_missing_or_left_over(legacy, v3, shapes):
@@ -280,7 +280,7 @@ def test_files_that_are_not_weights(legacy, shapes, tmp_path):
         fails(damaged, shapes, "cannot be read", "damaged, truncated or not HDF5")
     with h5py.File(damaged, "w") as file:
         file["images"] = np.zeros(3)
-    fails(damaged, shapes, "not a file of weights by Keras")
+    fails(damaged, shapes, "not a file of weights in Keras' legacy format")
     with pytest.raises(UserError, match=r"There is no file .*nowhere"):
         pretrained.load(BACKBONE, str(tmp_path / "nowhere"), shapes)
 

@@ -29,7 +29,7 @@ def test_batch_statistics_are_averaged_over_the_batch_axis_alone(images):
     parts, shared = apply_over("devices")
     np.testing.assert_allclose(parts.reshape(whole.shape), whole, atol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, [b] * 4, atol=1e-6), shared, statistics)
-    own, _ = apply_over(None)  # and the axis of the call before is forgotten
+    own, _ = apply_over(None)  # the axis of the previous call is no longer set
     np.testing.assert_allclose(own[1], apply(images[1])[0], atol=1e-5)
     assert jnp.abs(own - parts).max() > 0.1
 

@@ -1,4 +1,4 @@
-"""The network of the speed run: what it begins with."""
+"""The network of the speed run and its initialisation."""
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ MODEL = SpeedNet(10, widths=(8, 16))
 
 @pytest.fixture(scope="module")
 def images():
-    """Smooth images with mean about zero: neighbouring pixels are alike, as in photographs."""
+    """Smooth images with mean about zero: neighbouring pixels are correlated, as in photographs."""
     noise = np.random.RandomState(0).randn(60, 12, 12, 3)
     smooth = noise + np.roll(noise, 1, 1) + np.roll(noise, 1, 2) + noise.mean(-1, keepdims=True)
     return jnp.asarray(smooth, jnp.float32)
@@ -27,7 +27,7 @@ def variables(seed=0):
 
 
 def filtered(images, kernel):
-    """The outputs of a convolution, a row a place."""
+    """The outputs of a convolution, one row per position."""
     out = lax.conv_general_dilated(images, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
     return np.asarray(out).reshape(-1, out.shape[-1])
 
@@ -36,23 +36,25 @@ def filtered(images, kernel):
 def test_whitened_patches_are_uncorrelated_and_of_variance_one(images, size):
     directions = 3 * size * size
     plain = filtered(images, jnp.eye(directions).reshape(size, size, 3, directions))
-    assert abs(plain.T @ plain / len(plain) - np.eye(directions)).max() > 1  # they were not
+    assert abs(plain.T @ plain / len(plain) - np.eye(directions)).max() > 1  # not so before
     white = filtered(images, whitening_kernel(images, size, 0.0))
     half = white[:, :directions]
     np.testing.assert_allclose(half.T @ half / len(half), np.eye(directions), atol=1e-3)
     np.testing.assert_array_equal(white[:, directions:], -half)
 
 
-def test_epsilon_holds_back_directions_without_variance(images):
-    flat = jnp.broadcast_to(images.mean(-1, keepdims=True), images.shape)  # grey: two of three colours say nothing
+def test_epsilon_limits_directions_without_variance(images):
+    flat = jnp.broadcast_to(
+        images.mean(-1, keepdims=True), images.shape
+    )  # grey: two colour directions have no variance
     assert jnp.abs(whitening_kernel(flat, 2, 1e-2)).max() < 1 / np.sqrt(1e-2) + 1e-3
 
 
-def test_init_from_images_sets_the_kernel_of_every_lane(images):
+def test_init_from_images_sets_the_kernel_of_every_seed(images):
     kernel = whitening_kernel(images, 2, MODEL.whiten_epsilon)
     one = variables()["params"]
-    lanes = jax.tree.map(lambda *x: jnp.stack(x), one, variables(1)["params"])
-    for params in (one, lanes):
+    both = jax.tree.map(lambda *x: jnp.stack(x), one, variables(1)["params"])
+    for params in (one, both):
         fitted = MODEL.init_from_images(params, images)
         assert jax.tree.map(jnp.shape, fitted) == jax.tree.map(jnp.shape, params)
         random = params["whiten"]["kernel"]
@@ -62,7 +64,7 @@ def test_init_from_images_sets_the_kernel_of_every_lane(images):
 
 
 @pytest.mark.parametrize("inputs, outputs", [(3, 5), (5, 3), (4, 4)])
-def test_dirac_passes_on_what_comes_in(inputs, outputs):
+def test_dirac_is_the_identity_on_the_first_channels(inputs, outputs):
     kernel = dirac(rng.root(0), (3, 3, inputs, outputs), others=jax.nn.initializers.ones)
     x = jnp.asarray(np.random.RandomState(0).randn(2, 6, 6, inputs), jnp.float32)
     out = lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))

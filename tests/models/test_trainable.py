@@ -1,4 +1,4 @@
-"""Frozen and trained parameters: what the labels say is what a step does."""
+"""Partitions into frozen and trained parameters, and train steps that follow them."""
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +37,7 @@ VARIABLES = {
 
 
 def chosen(pattern, **kwargs):
-    """The modules, two names deep, in which something is trained."""
+    """The modules, two levels deep, with trained parameters."""
     labels = Partition.of(VARIABLES, pattern, **kwargs).labels
     paths = {
         "/".join(p.key for p in path[:2]) for path, label in jax.tree.leaves_with_path(labels) if label != "frozen"
@@ -56,20 +56,20 @@ def test_patterns_select_modules_by_name_or_path():
     assert not selects("block", ("backbone", "block8_1"))
 
 
-def test_a_pattern_that_selects_nothing_is_refused_with_what_there_is():
+def test_a_pattern_that_selects_nothing_is_refused_with_a_list_of_modules():
     with pytest.raises(UserError, match=r"'haed' selects none.*backbone/stem.*head/logits"):
         Partition.of(VARIABLES, "haed")
     with pytest.raises(UserError, match=r"'hed' selects none"):
         Partition.of(VARIABLES, "all", (("hed", 0.1),))
 
 
-def test_batch_norm_is_still_where_it_is_frozen_and_stays_so():
+def test_batch_norm_runs_in_inference_mode_where_it_is_frozen_also_after_unfreezing():
     stem, last = ("backbone", "stem", "bn"), ("backbone", "conv_7b", "bn")
-    assert Partition.of(VARIABLES, "all").still == set()
-    assert Partition.of(VARIABLES, "head").still == {stem, last}
-    assert Partition.of(VARIABLES, "head|conv_7b").still == {stem}
-    later = Partition.of(VARIABLES, "all", before=Partition.of(VARIABLES, "head|conv_7b"))
-    assert later.still == {stem}
+    assert Partition.of(VARIABLES, "all").frozen_norms == set()
+    assert Partition.of(VARIABLES, "head").frozen_norms == {stem, last}
+    assert Partition.of(VARIABLES, "head|conv_7b").frozen_norms == {stem}
+    later = Partition.of(VARIABLES, "all", previous=Partition.of(VARIABLES, "head|conv_7b"))
+    assert later.frozen_norms == {stem}
 
 
 def test_groups_multiply_the_learning_rate():
@@ -86,11 +86,11 @@ def tiny():
     """Builds (state, train step, partition) of the small transfer network, for a pattern."""
     config = config_lib.load(ROOT / "tests" / "transfer_config.py")
 
-    def make(trainable, groups=(), before=None, optimizer=None):
+    def make(trainable, groups=(), previous=None, optimizer=None):
         config.optimizer.update(optimizer or {})
         model = models.build(config.model, 10)
         variables = jax.eval_shape(lambda: model.init(rng.root(0), jnp.zeros((1, 16, 16, 3)), train=False))
-        partition = Partition.of(variables, trainable, groups, before)
+        partition = Partition.of(variables, trainable, groups, previous)
         schedule = optim.make_schedule(config.optimizer, 100, 10)
         rule = optim.make_optimizer(config.optimizer, schedule, partition.factors(groups))
         train_step = TrainStep(model, rule, ImageInputs(Preprocessing()), partition, diagnostics=True)
@@ -117,21 +117,21 @@ def test_a_step_changes_what_is_trained_and_nothing_else(tiny, trainable, blocks
     assert changed(state.params, after.params) == trained | norms | {f"backbone/{block}/kernel" for block in blocks}
     statistics = {f"backbone/{block}_bn/{leaf}" for block in blocks for leaf in ("mean", "var")}
     assert changed(state.batch_stats, after.batch_stats) == statistics
-    # Adam: two moments of what is trained, none of what is frozen.
+    # Adam: two moments per trained parameter, none for frozen ones.
     sizes = [x.size for x in jax.tree.leaves(partition.trained(state.params))]
     assert sum(x.size for x in jax.tree.leaves(state.opt_state) if x.ndim) == 2 * sum(sizes)
 
 
 def test_batch_norm_unfrozen_later_trains_but_keeps_its_statistics(tiny):
     _, _, first = tiny("head")
-    state, train_step, _ = tiny("all", before=first)
+    state, train_step, _ = tiny("all", previous=first)
     after, _ = jax.jit(train_step)(state, BATCH, rng.root(0))
     assert changed(state.batch_stats, after.batch_stats) == set()
     assert "backbone/block1_bn/scale" in changed(state.params, after.params)
 
 
 def test_frozen_layers_cost_no_gradient(tiny):
-    """Two convolutions forward; backward, two for kernels and one for what goes from the second to the first."""
+    """Two convolutions forward; backward, two for the kernels and one from the second to the first."""
 
     def convolutions(trainable):
         state, train_step, _ = tiny(trainable)

@@ -118,7 +118,7 @@ def test_each_image_draws_its_own_numbers(image):
 
 
 def test_parts_of_a_batch_equal_the_whole(image):
-    """What a batch spread over devices relies on."""
+    """A batch spread over devices relies on this."""
     batch = jnp.array(np.random.RandomState(1).rand(6, HEIGHT, WIDTH, 3), jnp.float32)
     whole = EVERYTHING(batch, rng.root(0))
     parts = [EVERYTHING(batch[i : i + 2], rng.root(0), i) for i in (0, 2, 4)]
@@ -126,7 +126,7 @@ def test_parts_of_a_batch_equal_the_whole(image):
 
 
 def test_alternating_flips_mirror_every_image_in_every_second_epoch():
-    """Through the rows of a run whose batches do not end where epochs do."""
+    """For a run whose batches extend over the ends of epochs."""
     rows = Order(num_examples=50, batch_size=16).rows(0, 0, 16)  # five epochs and a little
     seen = np.zeros((6, 50), bool)
     for index, epoch in zip(rows["index"], rows["epoch"], strict=True):
@@ -142,13 +142,13 @@ def test_mirrored_images_are_mirrored_before_the_rest(image):
     mirrored = jnp.array([True, False, True])
     expected = np.stack([image[:, ::-1], image, image[:, ::-1]])
     alone = Augmentation(alternate_flip=True)
-    assert alone
+    assert alone.enabled
     np.testing.assert_array_equal(alone(batch, rng.root(0), mirrored=mirrored), expected)
     both = Augmentation(alternate_flip=True, crop_padding=2)(batch, rng.root(0), mirrored=mirrored)
     np.testing.assert_array_equal(both, Augmentation(crop_padding=2)(jnp.array(expected), rng.root(0)))
 
 
-def test_random_and_alternating_flips_exclude_each_other():
+def test_random_and_alternating_flips_are_mutually_exclusive():
     config = stage("augment").augment
     config.alternate_flip = True
     with pytest.raises(UserError, match=r"config\.augment\.flip and config\.augment\.alternate_flip"):
@@ -156,7 +156,7 @@ def test_random_and_alternating_flips_exclude_each_other():
 
 
 @pytest.mark.parametrize("side", [2, 3, 8, 32, 49, 299, 12_345])
-def test_a_shift_of_less_than_one_pixel_is_refused_with_the_least_that_is_one(side):
+def test_a_shift_of_less_than_one_pixel_is_refused_with_the_smallest_valid_shift(side):
     config = stage("augment").augment
     config.shift = 0.99 / side
     with pytest.raises(UserError, match=rf"less than one pixel of an image side of {side}: .* or to 0") as error:
@@ -166,15 +166,15 @@ def test_a_shift_of_less_than_one_pixel_is_refused_with_the_least_that_is_one(si
     assert config.shift <= 1 / side + 1e-4
 
 
-def test_the_trainer_refuses_by_the_size_that_the_network_sees(small_config):
-    small_config.augment.shift = 0.1  # of digits of 32 pixels, which become 8
+def test_the_trainer_checks_the_shift_at_the_size_of_the_networks_input(small_config):
+    small_config.augment.shift = 0.1  # digits have 32 pixels, resized to 8
     with pytest.raises(UserError, match=r"config\.augment\.shift is 0\.1, less than one pixel of an image side of 8"):
         Experiment(small_config, data.load(small_config.data))
 
 
 @pytest.mark.parametrize("field, value", [("flip", True), ("shift", 0.2), ("cutout", 3)])
-def test_switching_one_on_leaves_the_numbers_of_another(image, field, value):
-    """Streams are named: with a transform that cannot act, the other draws as if it were alone."""
+def test_enabling_one_transform_does_not_change_the_numbers_of_another(image, field, value):
+    """Streams are named: next to a transform without effect, another draws the same numbers as alone."""
     alone = Augmentation(**{field: value})
     beside = Augmentation(**{field: value}, crop_padding=0, zoom=1e-9)
     batch = jnp.array(image)[None]

@@ -1,4 +1,4 @@
-"""Several views of an image, one answer; the same one wherever it is asked for."""
+"""Test-time augmentation against plain numpy; training and inference use the same."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +12,7 @@ from cnn_jax.training.inputs import ImageInputs
 from cnn_jax.training.metrics import summarise
 from cnn_jax.training.step import EvalStep
 from cnn_jax.transforms.preprocess import Preprocessing
-from cnn_jax.transforms.tta import ITSELF, Views
+from cnn_jax.transforms.tta import NO_TTA, TTA
 
 MODEL = CNN(10, widths=(4,), convs_per_block=1, hidden=())
 
@@ -22,14 +22,14 @@ def images(count=3, side=6):
 
 
 def moved(image, by):
-    """Moved by `by` pixels down and right, pixel by pixel, filled up by reflection."""
+    """Moved by `by` pixels down and right, pixel by pixel, padded by reflection."""
     side = len(image)
     fold = lambda i: -i if i < 0 else 2 * side - 2 - i if i >= side else i  # noqa: E731
     return np.array([[image[fold(y - by), fold(x - by)] for x in range(side)] for y in range(side)])
 
 
 def predict(batch):
-    """Logits that depend on every pixel and its place."""
+    """Logits that depend on every pixel and its position."""
     weights = jnp.asarray(np.random.RandomState(1).rand(6 * 6 * 3, 4), jnp.float32)
     return jnp.sin(batch.reshape(len(batch), -1) @ weights)
 
@@ -44,20 +44,21 @@ def test_logits_are_the_weighted_mean_over_views(mirror, shift):
     if mirror:
         parts = [(w / 2, form) for w, x in parts for form in (x, x[:, :, ::-1])]
     expected = sum(weight * np.asarray(predict(jnp.asarray(view))) for weight, view in parts)
-    np.testing.assert_allclose(Views(mirror, shift)(predict, jnp.asarray(batch)), expected, atol=1e-5)
+    np.testing.assert_allclose(TTA(mirror, shift)(predict, jnp.asarray(batch)), expected, atol=1e-5)
 
 
-def test_the_image_itself_by_default_and_for_runs_of_earlier_versions():
-    assert not ITSELF.enabled and Views.from_config({}) == ITSELF
-    assert Views.from_config({"epochs": 1, "mirror": True, "shift": 1}) == Views(True, 1)
+def test_off_by_default_and_for_runs_of_earlier_versions():
+    assert not NO_TTA.enabled and TTA.from_config({}) == NO_TTA
+    assert TTA(mirror=True).enabled and TTA(shift=1).enabled
+    assert TTA.from_config({"epochs": 1, "mirror": True, "shift": 1}) == TTA(True, 1)
 
 
-def test_what_is_served_is_what_was_scored():
+def test_evaluation_and_inference_agree():
     pixels = np.random.RandomState(2).randint(0, 256, (7, 8, 8, 3)).astype(np.uint8)
     labels = np.arange(7, dtype=np.int32)
     variables = MODEL.init(rng.root(0), jnp.zeros((1, 8, 8, 3)), train=False)
     losses = []
-    for views in (Views(True, 1), ITSELF):
+    for views in (TTA(True, 1), NO_TTA):
         evaluate = Evaluator(EvalStep(MODEL, ImageInputs(Preprocessing(), tta=views)), 4)
         scored = summarise(evaluate(variables, {"image": jnp.asarray(pixels), "label": jnp.asarray(labels)}))
         served = make_scorer(MODEL, variables, Preprocessing(), views)(pixels)

@@ -1,1 +1,1 @@
-"""Operations that XLA runs slowly somewhere, written so that it does not."""
+"""Drop-in replacements for operations that XLA compiles to slow code, mostly on CPUs."""

@@ -1,7 +1,7 @@
-"""Batch normalisation by the statistics of the batch, with the sums that a CPU computes fast.
+"""Batch normalisation by batch statistics, with sums that are fast on a CPU.
 
-Forward and backward pass need two sums per channel each (Ioffe and Szegedy 2015, arXiv:1502.03167). Differentiating the
-formula as it stands needs a third one, and all of them are slow reductions on XLA:CPU (see `cnn_jax.models.ops.sums`).
+The forward and the backward pass need two sums per channel each (Ioffe and Szegedy 2015, arXiv:1502.03167). Automatic
+differentiation adds a third, and all are slow reductions on XLA:CPU (see `cnn_jax.models.ops.sums`).
 """
 
 import functools
@@ -20,18 +20,18 @@ Values = Float[Array, "*axes channels"]
 def batch_norm(
     x: Values, scale: Channels, bias: Channels, epsilon: float, axis_name: str | None = None
 ) -> tuple[Values, Channels, Channels]:
-    """Normalises every channel to mean 0 and variance 1 over the batch, then scales and shifts it.
+    """Normalises each channel to mean 0 and variance 1 over the batch, then scales and shifts it.
 
     Args:
-      x: what to normalise.
+      x: the values to normalise.
       scale: multiplies the normalised values.
-      bias: is added after that.
+      bias: added to the scaled values.
       epsilon: added to the variance.
-      axis_name: the axis of `jax.pmap` over which the batch is spread; None for none.
+      axis_name: the mapped axis over which the batch is split (`jax.pmap`); None for none.
 
     Returns:
-      The result, float32 or better, and the mean and the (biased) variance of each channel. On a CPU the derivative
-      exists in reverse mode alone.
+      The normalised values, in float32 or higher precision, and the mean and the (biased) variance of each channel. On
+      a CPU only reverse-mode derivatives exist.
     """
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     plain, fast = (functools.partial(f, epsilon=epsilon, axis_name=axis_name) for f in (_plain, _fast))
@@ -54,7 +54,7 @@ def _by_moments(x, scale, bias, epsilon, moments):
 
 
 def normalise(x: Values, scale: Channels, bias: Channels, mean: Channels, variance: Channels, epsilon: float) -> Values:
-    """Returns `(x - mean) / sqrt(variance + epsilon) * scale + bias`, float32 or better; see `batch_norm`."""
+    """Returns `(x - mean) / sqrt(variance + epsilon) * scale + bias`, at least float32; see `batch_norm`."""
     spread = functools.partial(jnp.expand_dims, axis=tuple(range(x.ndim - 1)))
     return (x - spread(mean)) * spread(lax.rsqrt(variance + epsilon) * scale) + spread(bias)
 
@@ -71,7 +71,7 @@ def _batch_norm(x, scale, bias, epsilon, axis_name):
 
 
 def _forward(x, scale, bias, epsilon, axis_name):
-    y, mean, variance = _batch_norm(x, scale, bias, epsilon, axis_name)
+    y, mean, variance = _batch_norm(x, scale, bias, epsilon, axis_name)  # pyright: ignore[reportGeneralTypeIssues]
     return (y, mean, variance), (x, scale, mean, variance)
 
 
@@ -83,7 +83,7 @@ def _backward(epsilon, axis_name, saved, gradients):
     centred = x - spread(mean)
     inverse = lax.rsqrt(variance + epsilon)
     of_bias, product = channel_sum(of_y), channel_sum(of_y * centred)
-    # Through y itself, and through the mean and the variance of each channel.
+    # The gradient through y and through the mean and the variance of each channel.
     constant = (of_mean - inverse * scale * of_bias) / count
     slope = (2 * of_variance - inverse**3 * scale * product) / count
     constant, slope = _over_devices((constant, slope), axis_name)

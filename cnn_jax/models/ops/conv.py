@@ -1,4 +1,4 @@
-"""A 3x3 convolution by the algorithm that suits device, shape and type."""
+"""A 3x3 convolution by the fastest algorithm for the device, the shape and the type."""
 
 import jax.numpy as jnp
 from jax import lax
@@ -6,9 +6,9 @@ from jaxtyping import Array, Float
 
 from cnn_jax.models.ops import direct, winograd
 
-# Below so many products of channels, the transforms cost more than they save: measured with 32 x 32 and 32 x 64.
+# With fewer input times output channels, the transforms cost more than they save: measured with 32 x 32 and 32 x 64.
 LEAST_CHANNELS = 2048
-# A kernel's gradient with fewer input channels than this is better left to XLA: measured with 3 and 32.
+# With fewer input channels, XLA's own gradient of the kernel is faster: measured with 3 and 32.
 LEAST_INPUTS = 16
 
 
@@ -19,13 +19,13 @@ def convolve_3x3(
 ) -> Float[Array, "batch height width features"]:
     """Returns the convolution at stride 1, zero-padded to the same size, in the type of its arguments.
 
-    Args:
-      images: what to convolve.
-      kernel: with what.
-      fast: on a CPU, in float32 and where it is faster, use Winograd's algorithm: results then differ by some 3e-6 of
-        their norm instead of 3e-7 (see `cnn_jax.models.ops.winograd`).
+    On a CPU only reverse-mode derivatives exist.
 
-    On a CPU the derivative exists in reverse mode alone.
+    Args:
+      images: the images.
+      kernel: the kernel.
+      fast: whether to use Winograd's algorithm on a CPU, for float32 and shapes where it is faster; rounding errors are
+        then some 3e-6 of the result's norm instead of 3e-7 (see `cnn_jax.models.ops.winograd`).
     """
     channels, features = kernel.shape[2:]
     if channels < LEAST_INPUTS:

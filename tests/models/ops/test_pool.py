@@ -1,4 +1,4 @@
-"""The max-pooling of our own against Flax': the same numbers, whatever the shape, the ties and the transformation."""
+"""Max-pooling against Flax's, for many shapes, ties and transformations."""
 
 import flax.linen as nn
 import jax
@@ -33,7 +33,7 @@ def test_equals_flax_with_gradient_and_ties(shape, dtype):
     np.testing.assert_array_equal(pull_back(max_pool, x), pull_back(plain, x))
 
 
-def test_first_of_equals_has_the_gradient():
+def test_the_first_of_equal_values_receives_the_gradient():
     np.testing.assert_array_equal(pull_back(max_pool, jnp.zeros((1, 2, 2, 1)))[0, :, :, 0] != 0, [[1, 0], [0, 0]])
 
 
@@ -62,7 +62,7 @@ def test_exports_with_a_symbolic_batch():
     np.testing.assert_array_equal(exported.call(x), plain(x))
 
 
-def test_the_places_are_not_computed_again_for_the_gradient():
+def test_positions_are_not_recomputed_for_the_gradient():
     """XLA keeps them in memory, a byte per window: see `cnn_jax.models.ops.pool._keep`."""
     x, weight = images((2, 8, 8, 4)), images((2, 4, 4, 4), seed=1)
     loss = lambda x: (max_pool(jnp.sin(x)) * weight).sum()  # noqa: E731

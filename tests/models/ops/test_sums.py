@@ -1,4 +1,4 @@
-"""Sums per channel, and what is built on them, against NumPy and Flax."""
+"""Sums per channel and the layers that use them, against NumPy and Flax."""
 
 import flax.linen as nn
 import jax

@@ -1,4 +1,4 @@
-"""Files in PyTorch's legacy format, put together by hand, the good and the malicious."""
+"""Hand-written files in PyTorch's legacy format, valid and malicious."""
 
 import os
 import pickle
@@ -75,7 +75,7 @@ def good_file():
         )
         for key, (name, array) in enumerate(ARRAYS.items())
     }
-    # torch leaves the versions of the modules as an attribute of the dictionary.
+    # torch stores the versions of the modules as an attribute of the dictionary.
     attributes = b"}" + text("_metadata") + dictionary(layer=b"}" + text("version") + b"K\x01s") + b"sb"
     contents = {str(key): array.ravel() for key, array in enumerate(ARRAYS.values())}
     return file_of(dictionary(**items) + attributes, contents)
@@ -83,7 +83,7 @@ def good_file():
 
 @pytest.fixture
 def read(tmp_path):
-    """Reads what is given as the content of a file."""
+    """Reads a file with the given content."""
 
     def call(content: bytes) -> dict[str, np.ndarray]:
         path = tmp_path / "weights.pth"
@@ -125,7 +125,7 @@ def test_tensors_share_a_storage(read):
 
 
 class Attack:
-    """Pickles as a call of a function."""
+    """Is pickled as a call of a function."""
 
     def __init__(self, function, *arguments):
         self.call = function, arguments
@@ -237,7 +237,7 @@ def test_refuses(read, body):
         assert tracemalloc.get_traced_memory()[1] < 2**26
     finally:
         tracemalloc.stop()
-    assert str(caught.value).isprintable()  # one line, and nothing that a terminal would obey
+    assert str(caught.value).isprintable()  # one line, without escape sequences
     assert len(str(caught.value)) < 600
 
 
@@ -253,7 +253,7 @@ def good_with(**changes):
         (good_with(magic=1), "magic number"),
         (good_with(version=1002), "version is not 1001"),
         (good_with(little=b"\x89"), "big-endian"),
-        (good_with() + b"\0", "goes on after its last storage"),
+        (good_with() + b"\0", "continues after its last storage"),
         (good_with()[:-1], "ends within a storage of 4 elements"),
         (good_with(contents={}), "not those of its tensors"),
         (good_with(contents={"0": np.zeros(4, np.float32), "1": np.zeros(1)}), "not those of its tensors"),
