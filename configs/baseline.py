@@ -1,11 +1,11 @@
 """baseline: six convolutions in three blocks and a hidden layer of 128 units, without BatchNorm or dropout.
 
-python -m cnn_jax.main --config=configs/baseline.py --workdir=/tmp/baseline
+python -m cnn_jax.main --config=baseline --workdir=/tmp/baseline
 
-The reference peaks near .72 and then collapses to .10, on all 50,000 images; ours has not been measured yet.
-Expect .462 [.449, .475] (mean and 95 % interval of n = 3 seeds, commit 3b2a271) with
---config.data.train_examples=5000 --config.epochs=10: test accuracy on CIFAR-10 re-encoded as JPEG, 2 minutes on one
-CPU core (reports/ladder_5000.json).
+Test accuracy on all 50,000 images: the reference peaks near .72 and then collapses to .10; ours is to be measured.
+Expect .462 [.449, .475] (mean and 95 % interval of n = 3 seeds, commit 3b2a271) with --config.data.train_examples=5000
+--config.epochs=10: test accuracy on CIFAR-10 re-encoded as JPEG, 5 minutes on one core of a shared CPU server
+(reports/ladder_5000.json).
 """
 
 from cnn_jax.configs import basic

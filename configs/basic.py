@@ -1,11 +1,11 @@
 """basic: three convolutions and one dense layer. It underfits.
 
-python -m cnn_jax.main --config=configs/basic.py --workdir=/tmp/basic
+python -m cnn_jax.main --config=basic --workdir=/tmp/basic
 
-The reference says "underfits", on all 50,000 images; ours has not been measured yet.
-Expect .534 [.516, .552] (mean and 95 % interval of n = 3 seeds, commit 3b2a271) with
---config.data.train_examples=5000 --config.epochs=10: test accuracy on CIFAR-10 re-encoded as JPEG, 2 minutes on one
-CPU core (reports/ladder_5000.json).
+Test accuracy on all 50,000 images: "underfits" in the reference; ours is to be measured.
+Expect .534 [.516, .552] (mean and 95 % interval of n = 3 seeds, commit 3b2a271) with --config.data.train_examples=5000
+--config.epochs=10: test accuracy on CIFAR-10 re-encoded as JPEG, 2 minutes on one core of a shared CPU server
+(reports/ladder_5000.json).
 """
 
 from cnn_jax.configs import base

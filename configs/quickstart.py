@@ -1,6 +1,6 @@
 """quickstart: the ladder's network with BatchNorm on 1,797 handwritten digits, which come with scikit-learn.
 
-python -m cnn_jax.main --config=configs/quickstart.py --workdir=/tmp/quickstart
+python -m cnn_jax.main --config=quickstart --workdir=/tmp/quickstart
 """
 
 from cnn_jax.configs import batchnorm

@@ -1,15 +1,15 @@
 """speedrun: high accuracy within seconds on one GPU, as one compiled program.
 
-python -m cnn_jax.main --config=configs/speedrun.py --workdir=/tmp/speedrun
+python -m cnn_jax.main --config=speedrun --workdir=/tmp/speedrun
 
-It runs on a CPU, but is tuned for GPUs: 2,000 images per step need 12 GB of memory. Expect of a narrower network, with
---config.batch_size=250 --config.dtype=float32 --config.model.widths='(16, 32, 32)', in a minute or two on 2 CPU cores
-(1 seed): .98 with --config.data.name=digits; .66 with --config.data.train_examples=5000 --config.data.validation=3000,
-test accuracy on CIFAR-10 re-encoded as JPEG.
+It runs on a CPU, but is tuned for GPUs: 2,000 images per step need 12 GB of memory. On 2 CPU cores, expect these test
+accuracies of a narrower network in a minute or two (n = 1 seed), with --config.batch_size=250 --config.dtype=float32
+--config.model.widths='(16, 32, 32)': .98 with --config.data.name=digits; .66 on CIFAR-10 re-encoded as JPEG, with
+--config.data.train_examples=5000 --config.data.validation=3000.
 
 Goal: .94 on CIFAR-10, which the fastest known code reaches in 2.0 s on an A100 (hiverge/cifar10-speedrun), and the code
-that it started from in 2.6 s (airbench94_muon). Time and accuracy on a GPU: not measured yet. A tenth of the training
-images is held out for validation, unlike in those two; --config.data.validation=0 trains on all of them.
+it is based on in 2.6 s (airbench94_muon). Time and accuracy on a GPU: to be measured. Unlike those two, this stage
+holds out a tenth of the training images for validation; --config.data.validation=0 trains on all of them.
 
 The recipe is that of airbench (Jordan 2024, arXiv:2404.00498); comments give the reasons.
 """
@@ -19,13 +19,13 @@ from cnn_jax.configs import base
 
 def get_config():
     config = base.get_config("speednet")
-    # Nothing to do in Python between the first step and the last: on a GPU the run is one program. A signal takes
-    # effect when it has ended.
+    # No Python runs between the first step and the last: on a GPU the run is one program. A signal takes effect when it
+    # has ended.
     config.steps_per_call = 1_000_000
     config.eval.epochs = config.checkpoint.epochs = 1_000_000  # only at the end
     config.checkpoint.minutes = 0.0
 
-    # Half as many bytes, and tensor cores; 8 bits of mantissa are enough for activations (airbench uses float16).
+    # Half the memory traffic, and tensor cores; 8 bits of mantissa are enough for activations (airbench uses float16).
     config.dtype = "bfloat16"
     # A few large steps use a GPU fully.
     config.batch_size = 2000
@@ -35,16 +35,16 @@ def get_config():
     config.data.mean = (0.4914, 0.4822, 0.4465)
     config.data.std = (0.2470, 0.2435, 0.2616)
 
-    # With its defaults, which cnn_jax/models/speednet.py explains. All but the whitening kernel is trained.
+    # The network has its defaults, which cnn_jax/models/speednet.py explains. Only the whitening kernel is frozen.
     config.model.trainable = "bias|block.*|head"
 
-    # Updates of convolutions are orthogonal matrices: more is learned per step, at hardly any cost where steps are
-    # large (Muon, Jordan et al. 2024; airbench94_muon).
+    # Updates of convolutions are orthogonal matrices: more progress per step, at little cost where batches are large
+    # (Muon, Jordan et al. 2024; airbench94_muon).
     config.optimizer.update({"name": "muon", "learning_rate": 0.24, "momentum": 0.85, "nesterov": True})
     # Three iterations are enough, and a low momentum is better for two hundred steps; kernels of constant norm
     # (airbench).
     config.optimizer.muon.update({"momentum": 0.6, "steps": 3, "keep_norms": True})
-    # Learning rates of SGD, relative to that of Muon: the former multiply gradients, the latter a normalised direction.
+    # Learning rates of SGD, relative to that of Muon: SGD multiplies gradients, Muon a normalised direction.
     # The biases of BatchNorm learn many times faster than kernels would (hlb-CIFAR10; airbench). These are the values
     # of airbench for the sum over a batch of 2,000 and its scaling of the logits: 0.053 * 2000 / 0.24, and 0.67 * 2000
     # / 256^2 * 16^2 / 0.24.

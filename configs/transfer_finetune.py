@@ -1,9 +1,9 @@
-"""transfer_finetune: transfer_lite, then a second phase that also trains the upper blocks, at a lower learning rate.
+"""transfer_finetune: transfer_lite with a second phase that also trains the upper blocks, at a lower learning rate.
 
-python -m cnn_jax.main --config=configs/transfer_finetune.py --workdir=/tmp/transfer_finetune
+python -m cnn_jax.main --config=transfer_finetune --workdir=/tmp/transfer_finetune
 
-Expect .788 (1 seed; .778 without the second phase) with --config.data.train_examples=5000 --config.finetune.epochs=3:
-test accuracy on CIFAR-10 re-encoded as JPEG, 2 CPU cores (reports/transfer_lite.json).
+Expect .788 (n = 1 seed; .778 without the second phase) with --config.data.train_examples=5000
+--config.finetune.epochs=3: test accuracy on CIFAR-10 re-encoded as JPEG, 2 CPU cores (reports/transfer_lite.json).
 """
 
 from cnn_jax.configs import transfer_lite

@@ -27,7 +27,7 @@ def test_every_stage_is_valid_and_explains_itself(name):
     text = (ROOT / "configs" / f"{name}.py").read_text()
     assert text.startswith('"""')
     if name != "base":
-        assert f"--config=configs/{name}.py" in text
+        assert f"python -m cnn_jax.main --config={name} --workdir=/tmp/{name}\n" in text
 
 
 @pytest.mark.parametrize("name", FROZEN)
