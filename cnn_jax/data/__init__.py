@@ -26,4 +26,5 @@ def load(config: Any) -> "Dataset":
     from cnn_jax.data.splits import make_splits
 
     module = importlib.import_module(MODULES.get(config.name, "cnn_jax.data.tfds"))
-    return make_splits(config.name, *module.load(config), config)
+    train, test = module.load(config)
+    return make_splits(config.name, train, test, config)
