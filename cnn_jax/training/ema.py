@@ -1,4 +1,4 @@
-"""Averaged weights: what is evaluated, saved and served is a running mean of what training went through."""
+"""Exponential moving average of the weights, for evaluation, checkpoints and inference."""
 
 import dataclasses
 from typing import Any
@@ -10,18 +10,18 @@ from jaxtyping import Array, Float, Int, PyTree
 
 @dataclasses.dataclass(frozen=True)
 class Average:
-    """The rule of an exponential moving average of parameters and batch statistics.
+    """An exponential moving average of parameters and batch statistics.
 
-    Late in training the weights circle about a point that is better than any that they visit (Polyak and Juditsky
-    1992; Izmailov et al. 2018, arXiv:1803.05407). The BatchNorms' running statistics are averaged with the same
-    weights, as airbench does: over the few steps that the average remembers they hardly move.
+    Late in training the weights oscillate around a point that is better than any they visit (Polyak and Juditsky
+    1992; Izmailov et al. 2018, arXiv:1803.05407). BatchNorm's running statistics are averaged with the same weights,
+    as in airbench: they hardly change over the few steps that the average remembers.
 
     Attributes:
-      decay: what an update keeps of the average; 0 switches averaging off.
+      decay: share of the average that an update keeps; 0 for no average.
       every: steps between updates.
-      ramp: the decay is multiplied by (share of the run that is done)^ramp, so that the random weights of the
-        beginning are forgotten at once and the average is long only at the end; 0 for a constant decay.
-      lookahead: after each update training goes on from the average (Zhang et al. 2019, arXiv:1907.08610; airbench,
+      ramp: the decay is multiplied by (completed share of the run)^ramp, so that the random weights of the beginning
+        are forgotten at once and the average is long only at the end; 0 for a constant decay.
+      lookahead: after each update, training continues from the average (Zhang et al. 2019, arXiv:1907.08610; airbench,
         Jordan 2024, arXiv:2404.00498, which has `every` 5, `decay` 0.95^5 and `ramp` 3).
       total_steps: of the run.
     """
@@ -43,18 +43,18 @@ class Average:
         return self.decay > 0
 
     def begin(self, variables: dict[str, PyTree]) -> dict[str, PyTree] | None:
-        """Returns the average of the {params, batch_stats} of step 0: a copy of them; None where it is off."""
+        """Returns the average at step 0: a copy of {params, batch_stats}; None without averaging."""
         return jax.tree.map(jnp.copy, variables) if self.enabled else None
 
     def update(
         self, average: dict[str, PyTree], current: dict[str, PyTree], done: Int[Array, ""]
     ) -> tuple[dict[str, PyTree], dict[str, PyTree]]:
-        """Returns the average, and what training goes on from, after `done` steps.
+        """Returns the average and the variables from which training continues, after `done` steps.
 
         Args:
           average: {params, batch_stats}.
           current: the same, after that step.
-          done: steps.
+          done: the number of steps.
         """
         due = done % self.every == 0
         weight = 1 - self._decay(done)

@@ -19,19 +19,19 @@ from cnn_jax.models.protocols import TransferNetwork
 from cnn_jax.transforms.preprocess import Preprocessing
 from cnn_jax.utils import files, progress
 
-IMAGES_IN_A_FILE = 1000  # what an interruption may cost: a minute for a large backbone on a CPU
+IMAGES_IN_A_FILE = 1000  # an interruption may cost so many: a minute for a large backbone on a CPU
 _KEY = "features"
 
 
 class Stopped(Exception):
-    """The computation was asked to stop; what it has so far is on disk."""
+    """The computation was asked to stop; the features so far are on disk."""
 
 
 class FeatureCache:
     """Features in files of `IMAGES_IN_A_FILE` images, in a folder named by a hash of all that they depend on.
 
     Attributes:
-      folder: of this backbone and preprocessing.
+      folder: of this backbone and this preprocessing.
     """
 
     def __init__(
@@ -51,11 +51,12 @@ class FeatureCache:
           preprocess: what is done to every image.
           batch_size: images at once. It is part of the hash, because rounding depends on it.
         """
-        backbone = {kind: tree.get("backbone", {}) for kind, tree in variables.items()}
+        name = model.backbone_name
+        backbone = {kind: tree.get(name, {}) for kind, tree in variables.items()}
         network = [type(model).__name__, model.network.__name__, str(np.dtype(model.dtype)), repr(preprocess)]
         self.folder = directory / _fingerprint([*network, str(batch_size)], backbone)
         self._batch_size, self._num_features = batch_size, model.network.num_features
-        self._variables = {kind: {"backbone": tree} for kind, tree in backbone.items()}
+        self._variables = {kind: {name: tree} for kind, tree in backbone.items()}
         self._features = jax.jit(lambda v, images: model.apply(v, preprocess(images), method="features"))
 
     def get(
@@ -64,7 +65,7 @@ class FeatureCache:
         """Returns the features of images; computes and stores those that are not there yet.
 
         Args:
-          images: as they are stored.
+          images: as stored.
           name: of the split; for folder names and progress.
           stop: asked between batches.
 
@@ -131,7 +132,7 @@ def _fingerprint(words: Iterable[str], tree: Mapping[str, Any]) -> str:
 
 @contextlib.contextmanager
 def _progress(label: str, total: int, shown: bool) -> Iterator[Callable[[int], Any]]:
-    """Yields what advances the progress bar; without a terminal, one line says what takes so long."""
+    """Yields a function that advances the progress bar; without a terminal, prints one line instead."""
     console = Console(stderr=True)
     if shown and not console.is_terminal:
         console.print(f"{label}: computed once", highlight=False)

@@ -4,6 +4,7 @@ import contextlib
 import json
 import math
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,11 @@ from cnn_jax.training.experiment import Experiment
 from cnn_jax.training.feature_cache import Stopped
 from cnn_jax.training.metrics import NAMES
 from cnn_jax.training.phases import Phase
+from cnn_jax.training.plan import Chunk
 from cnn_jax.training.recorder import Recorder
 from cnn_jax.training.state import TrainState
 from cnn_jax.utils import files
+from cnn_jax.utils.text import count
 from cnn_jax.workdir import provenance
 from cnn_jax.workdir.checkpoint import FINGERPRINT, Checkpoints
 from cnn_jax.workdir.interrupt import Interrupt
@@ -55,14 +58,15 @@ def train(config: ConfigDict, workdir: str) -> int:
             start, state = experiment.restore(checkpoints) or (0, experiment.init())
         config_lib.write(config, folder / CONFIG_FILE)
         with Recorder(folder, experiment, start) as recorder:
-            report = _Report(experiment, recorder, folder, watch, interrupt)
-            report.begin(start, state)
+            report = _Report(experiment, recorder, folder, watch, interrupt, start)
+            report.begin(state)
             try:
                 now, state = _train(experiment, checkpoints, recorder, report, start, state)
                 if now == experiment.plan.total_steps:
-                    report.end(start, state)
+                    report.end(state)
                     return 0
-                report.say(f"Stopped at step {now:,}, which is saved: the same command resumes from there.")
+                saved = ", which is saved: the same command resumes from there" if now else ""
+                report.say(f"Stopped at step {now:,}{saved}.")
             except Stopped:
                 report.say("Stopped; the features so far are kept: the same command resumes from there.")
         assert interrupt.signal  # nothing else stops a run
@@ -79,64 +83,88 @@ def _train(
 ) -> tuple[int, TrainState]:
     """Trains from step `now` to the end or until stopped; returns the last step, which is saved, and its state.
 
-    The device never waits for the host: a chunk is dispatched before the metrics of the previous one are fetched.
+    While the device trains a chunk, the metrics of the previous one are fetched.
     """
-    plan, limit, saved_at = experiment.plan, 60 * experiment.config.checkpoint.minutes, time.monotonic()
-    first = now
+    plan, schedule = experiment.plan, report.make_schedule(now)
+    score = None
     for phase in experiment.phases_from(now):
         if report.interrupted():
             break
         report.prepare(phase, state, SCORED)
         pipeline = experiment.pipeline(phase, state.variables)
-        if now == phase.start and now:
+        if now and now == phase.start:
             state = phase.restart(state)
         for chunk in plan.chunks(now, phase.stop):
             if report.interrupted():
                 break
-            with report.watch.measure("train"), report.profile(chunk.start > first) as wait_for:
+            with report.watch.measure("train"), report.profile(chunk) as wait_for:
                 rows = pipeline.rows(*chunk)
-                with jax.transfer_guard("disallow"):  # nothing moves between host and device but what we put there
-                    state, metrics = phase.train(
-                        state, rows, pipeline.shared, experiment.keys, length=plan.longest_chunk
-                    )
+                with jax.transfer_guard("disallow"):  # the step itself moves nothing between host and device
+                    state, metrics = phase.train(state, rows, pipeline.shared, experiment.keys, plan.longest_chunk)
                 wait_for(state)
-                recorder.train(chunk, metrics, phase.rate(chunk.stop - 1))  # fetches the metrics of the previous chunk
-                now, epoch = chunk.stop, plan.epoch_ended(chunk.stop)
-                ended = now == plan.total_steps
-                due = epoch and epoch % experiment.config.checkpoint.epochs == 0
-                save = due or ended or report.interrupted() or 0 < limit < time.monotonic() - saved_at
+                recorder.train(chunk, metrics, phase.rate(chunk.stop - 1))  # fetches the previous chunk's metrics
+                now, epoch, score = chunk.stop, plan.epoch_ended(chunk.stop), None
+                save = schedule.due(now, epoch)
                 if epoch or save:
-                    recorder.flush()  # before a state is scored or saved, its loss must have been seen
-            score = report.validate(state, now, epoch) if epoch else None
+                    recorder.flush()  # no state is scored or saved whose loss was not seen
+            if epoch:
+                score = report.validate(state, now, epoch)
             if save:
                 checkpoints.save(now, state.items, score)
-                saved_at = time.monotonic()
+                schedule.saved(now)
+    if now > schedule.last:  # stopped since the last checkpoint
+        recorder.flush()
+        checkpoints.save(now, state.items, score)
     return now, state
+
+
+class _SaveSchedule:
+    """When checkpoints are due: after a number of epochs or minutes, and at the end."""
+
+    def __init__(self, config: Any, total_steps: int, first_step: int):
+        self._config, self._total = config, total_steps
+        self.saved(first_step)
+
+    def due(self, step: int, epoch: int | None) -> bool:
+        """Whether to save after a step, which may be the end of an epoch."""
+        minutes = (time.monotonic() - self._time) / 60
+        overdue = 0 < self._config.minutes < minutes
+        return step == self._total or overdue or bool(epoch and epoch % self._config.epochs == 0)
+
+    def saved(self, step: int) -> None:
+        """Notes that a step has been saved."""
+        self.last, self._time = step, time.monotonic()
 
 
 class _Report:
     """What is said, scored and written around the steps of a run."""
 
     def __init__(
-        self, experiment: Experiment, recorder: Recorder, folder: Path, watch: Stopwatch, interrupt: Interrupt
+        self,
+        experiment: Experiment,
+        recorder: Recorder,
+        folder: Path,
+        watch: Stopwatch,
+        interrupt: Interrupt,
+        start: int,
     ):
         self._experiment, self._recorder, self._folder = experiment, recorder, folder
-        self._total, self._interrupt = experiment.plan.total_steps, interrupt
+        self._total, self._interrupt, self._start = experiment.plan.total_steps, interrupt, start
         self.watch, self.say = watch, recorder.progress.say
 
     def interrupted(self) -> bool:
         """Whether a signal has asked to stop."""
         return self._interrupt.signal is not None
 
-    def begin(self, start: int, state: TrainState) -> None:
+    def begin(self, state: TrainState) -> None:
         """Says what is going to be trained or resumed, and records the provenance of the steps to come."""
-        if not start:
+        if not self._start:
             self._describe(state)
-        elif start < self._total:
-            self.say(f"Resuming from step {start:,} of {self._total:,}.")
-        if start < self._total or not self._recorded_test():
+        elif self._start < self._total:
+            self.say(f"Resuming from step {self._start:,} of {self._total:,}.")
+        if self._start < self._total or not self._recorded_test():
             current = provenance.collect(self._experiment.place.layout, self._experiment.metadata[FINGERPRINT])
-            differing = provenance.record(self._folder, start, current)
+            differing = provenance.record(self._folder, self._start, current)
             if differing:
                 self.say(
                     f"Resuming with {provenance.describe(differing)}: the remaining steps may not be bit-identical to "
@@ -154,10 +182,17 @@ class _Report:
             if slow:
                 progress.start()
 
+    def make_schedule(self, first_step: int) -> _SaveSchedule:
+        """Returns when checkpoints are due."""
+        return _SaveSchedule(self._experiment.config.checkpoint, self._total, first_step)
+
     @contextlib.contextmanager
-    def profile(self, compiled: bool):
-        """Traces one chunk, the first that is already compiled, if the configuration asks for it; yields what waits."""
-        folder = self._folder / PROFILE_FOLDER
+    def profile(self, chunk: Chunk) -> Iterator[Callable[[Any], Any]]:
+        """Traces one chunk, the first that is already compiled, if the configuration asks for it.
+
+        Yields a function that waits for its argument, so that the trace holds all of the chunk.
+        """
+        folder, compiled = self._folder / PROFILE_FOLDER, chunk.start > self._start
         if not (self._experiment.config.profile and compiled) or folder.exists():
             yield lambda state: None
             return
@@ -175,12 +210,12 @@ class _Report:
         self._recorder.progress.epoch_ended(epoch, self._recorder.values, scores)
         return scores.get("accuracy")
 
-    def end(self, start: int, state: TrainState) -> None:
+    def end(self, state: TrainState) -> None:
         """Scores the test split once, and prints the scores and the times."""
         self._recorder.progress.stop()
         scores = self._recorded_test() or self._score_test(state)
-        if start < self._total:
-            self._report_times(start)
+        if self._start < self._total:
+            self._report_times()
         self._show_test(scores)
 
     def _describe(self, state: TrainState) -> None:
@@ -213,20 +248,22 @@ class _Report:
 
     def _show_test(self, scores: dict[str, Any]) -> None:
         images, epochs = len(self._experiment.splits.dataset.test), self._experiment.plan.epochs
-        print(f"Test split, {images:,} image{'s' * (images != 1)}, after {epochs} epoch{'s' * (epochs != 1)}:")
-        for name in NAMES:
+        print(f"Test split, {count(images, 'image')}, after {count(epochs, 'epoch')}:")
+        of_record = ("step", "epoch", "split", "lanes")
+        others = [name for name in scores if name not in (*NAMES, *of_record) and not name.endswith("_std")]
+        for name in (*NAMES, *others):
             value = math.nan if scores[name] is None else scores[name]  # JSON has no NaN
             spread = f" ± {scores[f'{name}_std']:.4f}" if scores.get(f"{name}_std") is not None else ""
             print(f"  {name:<20} {value:.4f}{spread}")
         print(f"Workdir: {self._folder}")
 
-    def _report_times(self, start: int) -> None:
+    def _report_times(self) -> None:
         """Prints, and writes to the workdir, where the seconds of this process went, with compilation apart."""
         seconds = dict(self.watch.seconds)
         parts = ", ".join(f"{name} {value:.2f} s" for name, value in seconds.items() if name != "compile")
         print(f"Times: {parts}; compilation (not included above) {seconds['compile']:.2f} s.")
         device = describe_devices()["kind"]
-        times = {"steps": self._total - start, "device": device, "jax": jax.__version__, "seconds": seconds}
+        times = {"steps": self._total - self._start, "device": device, "jax": jax.__version__, "seconds": seconds}
         with files.replacing(self._folder / TIMES_FILE) as file:
             file.write(json.dumps(times, indent=1) + "\n")
 

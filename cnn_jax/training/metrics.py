@@ -29,7 +29,7 @@ from cnn_jax.parallel.placement import Placement
 # No `from __future__ import annotations` here: clu reads the annotations of a Collection as classes.
 
 
-# The names that every record of a run has, in the order in which people read them; those of other metrics follow.
+# The names that every record of a run has, in the order of printing; those of other metrics follow.
 NAMES = ("loss", "accuracy", "precision", "recall", "f1", "threshold_precision", "threshold_recall")
 
 
@@ -40,7 +40,7 @@ def _ratio(part: Float[Array, "..."], whole: Float[Array, "..."]) -> Float[Array
 
 @flax.struct.dataclass
 class _Counts(clu_metrics.Metric):
-    """True positives, predicted positives and actual positives; a subclass says of what."""
+    """Counts of true positives, predicted positives and actual positives."""
 
     true_positive: Any  # float32 counts
     predicted: Any
@@ -91,8 +91,8 @@ class MacroScores(_Counts):
 class ThresholdScores(_Counts):
     """Precision and recall of the claim "this class has a probability above 0.5", over all classes at once.
 
-    It is what the reference printed (Keras' `Precision()` and `Recall()` on one-hot labels): an image on which no
-    class exceeds 0.5 claims nothing, and so costs recall alone.
+    The reference reports these (Keras' `Precision()` and `Recall()` on one-hot labels). An image for which no class
+    exceeds 0.5 lowers only the recall.
     """
 
     @classmethod
@@ -115,7 +115,7 @@ class ThresholdScores(_Counts):
 
 @flax.struct.dataclass
 class Classification(clu_metrics.Collection):
-    """Everything that is recorded of a set of predictions: by name, the classes of metrics."""
+    """Classification metrics that every record has, by name."""
 
     loss: clu_metrics.Average.from_output("loss")  # pyright: ignore[reportInvalidTypeForm]
     accuracy: clu_metrics.Accuracy
@@ -141,7 +141,7 @@ class Diagnostics(clu_metrics.Metric):
         return {name: total / self.steps for name, total in self.totals.items()}
 
 
-# What a train step reports. Created rather than subclassed: clu does not see inherited fields.
+# The metrics of a train step. Created rather than subclassed, because clu does not see inherited fields.
 TrainMetrics = clu_metrics.Collection.create(**Classification.__annotations__, diagnostics=Diagnostics)
 
 
@@ -156,7 +156,7 @@ def summarise(collection: clu_metrics.Collection) -> dict[str, jax.Array]:
 
 
 class Fetch:
-    """From metrics on the device to numbers on the host, in two parts, between which the device can go on computing."""
+    """From metrics on the device to numbers on the host, in two parts, between which the device can compute."""
 
     def __init__(self, place: Placement):
         """Compiles when it is first called."""

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from cnn_jax.errors import UserError
-
-METRICS_FILE = "metrics.jsonl"
+from cnn_jax.workdir.layout import METRICS_FILE, TENSORBOARD_FOLDER
 
 
 @runtime_checkable
@@ -113,7 +112,7 @@ class Summaries:
         self._file = path.open("a")
         if torn:
             self._file.write("\n")
-        self._writer = make_writer(tensorboard, workdir / "tensorboard", first_step)
+        self._writer = make_writer(tensorboard, workdir / TENSORBOARD_FOLDER, first_step)
 
     def __enter__(self) -> "Summaries":
         return self
