@@ -64,8 +64,8 @@ def cutmix(images: Images, targets: Targets, key: PRNGKeyArray, alpha: float) ->
 class Mixing:
     """The enabled functions of this module; both are off by default.
 
-    Where both are enabled, each batch draws one of them with equal probability. The training loss is that of the mixed targets; the training accuracy compares with the
-    labels before mixing, and so is low.
+    Where both are enabled, each batch draws one of them with equal probability. The training loss is that of the mixed
+    targets; the training accuracy compares with the labels before mixing, and so is low.
 
     Attributes:
       mixup: `alpha` of `mixup`; 0 for off.
