@@ -1,6 +1,6 @@
 """Trains a stage: python -m cnn_jax.main --config=configs/batchnorm.py --workdir=/tmp/bn [--config.KEY=VALUE ...].
 
-The same command again goes on where the run was stopped, and ends with the same numbers.
+The same command resumes where the run was stopped, and ends with the same numbers.
 """
 
 from absl import flags

@@ -9,7 +9,7 @@ shapes, types and bytes of
 
 - params and batch_stats, which inference uses: the average, where weights are averaged;
 - opt_state;
-- current: {params, batch_stats} that training goes on from, where weights are averaged;
+- current: {params, batch_stats} from which training continues, where weights are averaged;
 - metrics: the records of metrics.jsonl without those of speed.
 
 Equal hashes can be expected only under equal conditions: versions, processor, number of cores. They are recorded too,

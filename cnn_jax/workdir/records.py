@@ -104,7 +104,7 @@ class Summaries:
         Args:
           workdir: the run's folder.
           tensorboard: see `make_writer`.
-          first_step: the step that the run goes on from.
+          first_step: the step from which the run resumes.
         """
         path = workdir / METRICS_FILE
         # A process that was killed may have left half a line: the next record must not be glued to it.
