@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -40,7 +41,8 @@ def max_pool(x: Array) -> Array:
 
 def average_pool(x: Array) -> Array:
     """Averages over 3x3 pixels; at the border, over the pixels inside the image."""
-    return nn.avg_pool(x, (3, 3), padding="SAME", count_include_pad=False)
+    with jax.numpy_dtype_promotion("standard"):  # flax divides by a number of pixels in float32
+        return nn.avg_pool(x, (3, 3), padding="SAME", count_include_pad=False)
 
 
 def _halving(features: int) -> Conv:

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import optax
 from jaxtyping import PyTree
 from ml_collections import ConfigDict
@@ -53,7 +54,8 @@ class Phase:
 
     def rate(self, step: int) -> float:
         """Returns the learning rate of a step of the run, for parameters of no group."""
-        return float(self.learning_rate(step - self.start))
+        with jax.numpy_dtype_promotion("standard"):  # optax mixes integers and floats
+            return float(self.learning_rate(step - self.start))
 
 
 def make_phases(
