@@ -1,5 +1,6 @@
 """Lists the keys of a stage or config file, with their values: python -m cnn_jax.config [STAGE]."""
 
+import os
 import shlex
 import sys
 
@@ -18,6 +19,9 @@ def listing(name: str = "base") -> str:
 
 if __name__ == "__main__":
     try:
-        print(listing(*sys.argv[1:2]))
+        print(listing(*sys.argv[1:2]), flush=True)
     except UserError as error:
         sys.exit(f"Error: {error}")
+    except BrokenPipeError:  # such as `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)  # 128 + SIGPIPE, as in shells
