@@ -183,9 +183,11 @@ def describe(classifier: Classifier) -> None:
     )
     if classifier.seed == seeds.ENSEMBLE:
         count = wording.count(len(classifier.members))
-        st.caption(f"Ensemble of all seeds: it was trained {count} times, and the probabilities are averaged.")
+        st.caption(
+            f"The probabilities are the mean of those of {count} networks, the ensemble of all seeds of this run."
+        )
     elif classifier.seed is not None:
-        st.caption(f"Of the networks of this run: {seeds.describe(classifier.seed)}.")
+        st.caption(f"This run has several networks. The one on this page: {seeds.describe(classifier.seed)}.")
 
 
 def show_predictions(network: Network, temperature: float | None) -> None:

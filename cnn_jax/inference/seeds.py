@@ -32,7 +32,8 @@ def select(path: Path, variables: Any, metadata: dict[str, Any], seed: Seed | No
     """
     config = metadata["config"]
     seeds = config.get("seeds", 1)  # runs of earlier versions have no such key
-    chosen = _check(path, seeds, 0 if seed is None else seed)
+    chosen = 0 if seed is None else seed
+    _check(path, seeds, chosen)
     if seeds == 1:
         return [variables], metadata
     if chosen == ENSEMBLE:
@@ -43,19 +44,17 @@ def select(path: Path, variables: Any, metadata: dict[str, Any], seed: Seed | No
     return own, metadata | {"config": config, "seed": chosen}
 
 
-def _check(path: Path, seeds: int, seed: Seed) -> Seed:
+def _check(path: Path, seeds: int, seed: Seed) -> None:
     if seeds == 1 and seed != 0:
         raise UserError(
             f"{path} has 1 seed: leave out --seed={seed}, or train several seeds with --config.seeds=8, for example."
         )
-    if seed == ENSEMBLE:
-        return seed
-    if not hasattr(seed, "__index__") or not 0 <= operator.index(seed) < seeds:
+    exists = seed == ENSEMBLE if isinstance(seed, str) else 0 <= seed < seeds
+    if not exists:
         raise UserError(
             f"{path} has {text.count(seeds, 'seed')}: --seed={seed} must be a number below {seeds} (0 is the first), "
             f"or {ENSEMBLE}."
         )
-    return operator.index(seed)
 
 
 def describe(seed: Seed) -> str:
