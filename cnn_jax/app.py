@@ -2,6 +2,8 @@
 
 streamlit run cnn_jax/app.py -- --workdir=runs/batchnorm
 
+Of a run with several seeds, --seed=INDEX|ensemble chooses the network.
+
 Uploads are kept in memory until the visitor leaves; nothing is written to disk.
 """
 
@@ -24,10 +26,11 @@ import streamlit as st
 from PIL import Image
 from starlette.formparsers import MultiPartParser
 
+from cnn_jax import cli
 from cnn_jax.data import images
 from cnn_jax.errors import UserError
 from cnn_jax.evaluation import scores
-from cnn_jax.inference import Classifier, load_classifier
+from cnn_jax.inference import Classifier, load_classifier, seeds
 from cnn_jax.inference.saliency import make_saliency, overlay
 from cnn_jax.page import cards, pictures, wording
 from cnn_jax.page.evaluation import read_temperature, show_evaluation
@@ -62,8 +65,9 @@ def main() -> None:
     st.html(cards.STYLE)
     st.title("What is in the picture?", anchor=False)
     try:
-        workdir = choose_run(parse_workdir(sys.argv[1:]))
-        network = load_network(str(workdir), (workdir / CHECKPOINT_FOLDER).stat().st_mtime_ns)
+        given, seed = parse_arguments(sys.argv[1:])
+        workdir = choose_run(given)
+        network = load_network(str(workdir), seed, (workdir / CHECKPOINT_FOLDER).stat().st_mtime_ns)
     except UserError as error:
         explain_usage(str(error))
         return
@@ -71,20 +75,21 @@ def main() -> None:
     # The evaluation is drawn only when its tab is open, because figures take seconds and predictions milliseconds.
     predictions, evaluation = st.tabs(["Try it", "Evaluation"], key="tab", on_change="rerun")
     with predictions:
-        show_predictions(network, read_temperature(workdir, network.classifier.step))
+        show_predictions(network, read_temperature(workdir, network.classifier))
     with evaluation:
         if evaluation.open:
-            show_evaluation(workdir, network.classifier.step)
+            show_evaluation(workdir, network.classifier)
 
 
-def parse_workdir(arguments: list[str]) -> Path:
-    """Returns the value of `--workdir`.
+def parse_arguments(arguments: list[str]) -> tuple[Path, seeds.Seed | None]:
+    """Returns the values of `--workdir` and `--seed`.
 
     Raises:
-      UserError: it is missing (an empty message), or another argument is given.
+      UserError: no workdir is given (an empty message), the seed is mistyped, or another argument is given.
     """
     parser = argparse.ArgumentParser(add_help=False, exit_on_error=False, allow_abbrev=False)
     parser.add_argument("--workdir", default="")
+    parser.add_argument("--seed")
     try:
         known, rest = parser.parse_known_args(arguments)
     except argparse.ArgumentError as error:
@@ -93,7 +98,8 @@ def parse_workdir(arguments: list[str]) -> Path:
         raise UserError(f"Unexpected argument {rest[0]}; usage: streamlit run cnn_jax/app.py -- --workdir=WORKDIR")
     if not known.workdir:
         raise UserError("")
-    return Path(known.workdir).expanduser().resolve()
+    seed = None if known.seed is None else cli.parse_seed(known.seed)
+    return Path(known.workdir).expanduser().resolve(), seed
 
 
 def explain_usage(reason: str) -> None:
@@ -147,18 +153,19 @@ def is_run(path: Path) -> bool:
 
 
 @st.cache_resource(max_entries=4, show_spinner="Loading the network …")
-def load_network(workdir: str, changed: int) -> Network:
+def load_network(workdir: str, seed: seeds.Seed | None, changed: int) -> Network:
     """Loads and compiles the best network of a run, so that visitors do not wait for it.
 
     Args:
       workdir: the run.
+      seed: see `load_classifier`.
       changed: modification time of its checkpoints; part of the cache key, so that later checkpoints are loaded.
 
     Raises:
       UserError: see `load_classifier`.
     """
     del changed
-    classifier = load_classifier(workdir)
+    classifier = load_classifier(workdir, seed=seed)
     scale = jax.jit(classifier.preprocessing.scale)
     blank = np.zeros((1, *classifier.input_size, 3), np.uint8)
     classifier.score(blank)
@@ -174,6 +181,13 @@ def describe(classifier: Classifier) -> None:
         f"A small neural network, trained to distinguish {wording.count(len(names))} classes: {_plain(shown)}. It "
         "cannot recognise anything else."
     )
+    if classifier.seed == seeds.ENSEMBLE:
+        count = wording.count(len(classifier.members))
+        st.caption(
+            f"The probabilities are the mean of those of {count} networks, the ensemble of all seeds of this run."
+        )
+    elif classifier.seed is not None:
+        st.caption(f"This run has several networks. The one on this page: {seeds.describe(classifier.seed)}.")
 
 
 def show_predictions(network: Network, temperature: float | None) -> None:

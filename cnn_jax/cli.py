@@ -31,9 +31,38 @@ def define_step() -> flags.FlagHolder[str | None]:
     return flags.DEFINE_string("step", "best", "Checkpoint of the workdir: best (by validation), latest, or a number.")
 
 
-def define_lane() -> flags.FlagHolder[int]:
-    """Defines `--lane`, which seed of a multi-seed run to take."""
-    return flags.DEFINE_integer("lane", 0, "Index of the seed in a multi-seed run (0 is the first).", lower_bound=0)
+def define_seed() -> Callable[[], int | str | None]:
+    """Defines `--seed`, which seed of a multi-seed run to use, and its old name `--lane`.
+
+    Returns:
+      A function for the argument of `load_classifier`: None if neither is given. It raises a `UserError`.
+    """
+    seed = flags.DEFINE_string(
+        "seed",
+        None,
+        "Of a run with several seeds: the index of one (0 is the first, and the default), or ensemble for the mean of "
+        "the probabilities of all.",
+    )
+    lane = flags.DEFINE_string("lane", None, "The old name of --seed.")
+
+    def read() -> int | str | None:
+        given = {name: text for name, text in (("seed", seed.value), ("lane", lane.value)) if text is not None}
+        if len(given) > 1:
+            raise UserError("Give --seed or --lane, its old name, not both.")
+        for name, text in given.items():
+            return parse_seed(text, name)
+        return None
+
+    return read
+
+
+def parse_seed(text: str, flag: str = "seed") -> int | str:
+    """Returns the argument of `load_classifier` for the value of `--seed`."""
+    if text == "ensemble":
+        return text
+    if not text.isdecimal():
+        raise UserError(f"--{flag} is {text!r}; it must be the index of a seed (0 is the first), or ensemble.")
+    return int(text)
 
 
 def parse_step(text: str | None) -> int | str:

@@ -1,4 +1,5 @@
-"""Evaluates a run: python -m cnn_jax.evaluate --workdir=/tmp/bn [--split=test] [--report=DIR] [--step=best|latest|N].
+"""Evaluates a run: python -m cnn_jax.evaluate --workdir=/tmp/bn [--split=test] [--report=DIR] [--step=best|latest|N]
+[--seed=INDEX|ensemble].
 
 Prints the scores and writes them to evaluation.json in the workdir; --report=DIR adds a page with figures. To evaluate
 on your own photographs, in one folder per class: --data.name=folder --data.dir=PHOTOGRAPHS.
@@ -13,7 +14,7 @@ from cnn_jax.errors import UserError
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 _STEP = cli.define_step()
-_LANE = cli.define_lane()
+_read_seed = cli.define_seed()
 _SPLIT = flags.DEFINE_enum("split", None, ["test", "validation", "train"], "Split to evaluate on; test by default.")
 _NAME = flags.DEFINE_string(
     "data.name", None, "Another data set; 'folder' for photographs. By default that of the run."
@@ -24,7 +25,7 @@ _REPORT = flags.DEFINE_string("report", None, "Folder for a report: index.html a
 
 def main() -> int:
     """Evaluates, prints and writes the result; returns the exit status."""
-    step = cli.parse_step(_STEP.value)
+    step, seed = cli.parse_step(_STEP.value), _read_seed()
     from cnn_jax import inference  # after the flags are parsed: see cnn_jax/main.py
     from cnn_jax.evaluation import dataset, results
 
@@ -33,7 +34,7 @@ def main() -> int:
     if workdir.is_file():
         raise UserError(f"{workdir} is a file: --workdir takes the folder of a run.")
     folder = _make_folder(_REPORT.value) if _REPORT.value else None
-    classifier = inference.load_classifier(workdir, step=step, lane=_LANE.value)
+    classifier = inference.load_classifier(workdir, step=step, seed=seed)
     examples = dataset.load(classifier, _SPLIT.value, _NAME.value, _DIR.value)
     if not len(examples):
         raise UserError(f"The {examples.split} split of {examples.name} is empty: choose another --split.")

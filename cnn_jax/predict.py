@@ -2,7 +2,7 @@
 
 An IMAGE is a file, a folder (searched recursively), or - for standard input. --model=FILE takes a file written by
 python -m cnn_jax.export instead of a workdir. Images that cannot be read are named on standard error; the others are
-classified, and the exit status is 1.
+classified, and the exit status is 1. Of a run with several seeds, --seed=INDEX|ensemble chooses the network.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ from cnn_jax.utils import progress
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a trained run.")
 _MODEL = flags.DEFINE_string("model", None, "File written by python -m cnn_jax.export, instead of a workdir.")
 _STEP = cli.define_step()
-_LANE = cli.define_lane()
+_read_seed = cli.define_seed()
 _TOP_K = flags.DEFINE_integer("top_k", 3, "Number of classes to print, the most probable first.", lower_bound=1)
 _JSON = flags.DEFINE_bool("json", False, "Print one JSON object per line.")
 _CSV = flags.DEFINE_bool("csv", False, "Print comma-separated values, with a header.")
@@ -45,6 +45,9 @@ def main(arguments: Sequence[str]) -> int:
         raise UserError(f"Give --workdir=DIR (a trained run) or --model=FILE (an exported one), {both}.")
     if _MODEL.value and flags.FLAGS["step"].present:
         raise UserError("--step chooses a checkpoint of a workdir; an exported model has only one step.")
+    seed = _read_seed()
+    if _MODEL.value and seed is not None:
+        raise UserError("--seed chooses a network of a workdir; an exported model holds the one that export was given.")
     if _JSON.value and _CSV.value:
         raise UserError("Give --json or --csv, not both.")
     if _MODEL.value and not os.path.isfile(_MODEL.value):
@@ -54,11 +57,13 @@ def main(arguments: Sequence[str]) -> int:
     step, names = cli.parse_step(_STEP.value), images.find(arguments)
 
     # Imported after the checks, so that a mistyped flag is reported without loading JAX.
-    from cnn_jax.inference import batch, load_classifier
+    from cnn_jax.inference import batch, load_classifier, seeds
 
-    classifier = load_classifier(_MODEL.value or _WORKDIR.value or "", step=step, lane=_LANE.value)
+    classifier = load_classifier(_MODEL.value or _WORKDIR.value or "", step=step, seed=seed)
+    if classifier.seed is not None and sys.stderr:
+        print(f"{classifier.source}: {seeds.describe(classifier.seed)}.", file=sys.stderr)
     unreadable = 0
-    with _silent_libraries(), _Output(classifier.class_names, names) as output:
+    with _silent_libraries(), _Output(classifier, names) as output:
         for prediction in batch.predict(classifier, names, fit=_FIT.value, mirror=_MIRROR.value):
             unreadable += bool(prediction.error)
             output.write(prediction)
@@ -68,8 +73,9 @@ def main(arguments: Sequence[str]) -> int:
 class _Output:
     """Writes predictions to standard output as they arrive, errors and a progress bar to standard error."""
 
-    def __init__(self, class_names: Sequence[str], names: Sequence[str]):
-        self._class_names = class_names
+    def __init__(self, classifier: Any, names: Sequence[str]):
+        self._class_names = class_names = classifier.class_names
+        self._chosen = {} if classifier.seed is None else {"seed": classifier.seed}  # of a run with several
         self._name_width = min(max(cell_len(_printable(name)) for name in names), _WIDEST_NAME)
         self._class_width = max(cell_len(_printable(name)) for name in class_names)
         if sys.stdout is None:
@@ -97,7 +103,7 @@ class _Output:
             self._bar.console.print(Text(f"Error: {_printable(prediction.error)}"), soft_wrap=True)
         elif _JSON.value:
             top = [{"class": label, "probability": value} for label, value in self._best(prediction.probabilities)]
-            self._line(json.dumps({"image": prediction.name, "top": top}))
+            self._line(json.dumps({"image": prediction.name, "top": top} | self._chosen))
         elif _CSV.value:
             self._line(_csv([prediction.name, *itertools.chain(*self._best(prediction.probabilities))]))
         else:

@@ -97,6 +97,7 @@ def test_without_a_workdir_it_explains_its_usage(page):
         (["--workdir"], "expected one argument"),
         (["--workdri=x"], "Unexpected argument --workdri=x; usage: streamlit run cnn_jax/app.py -- --workdir=WORKDIR"),
         (["--workdir="], None),
+        (["--workdir=x", "--seed=all"], "--seed is 'all'; it must be the index of a seed"),
     ],
 )
 def test_wrong_arguments(page, arguments, reason):
@@ -277,6 +278,32 @@ def test_an_evaluation_of_another_step_calibrates_nothing(page, runs):
     assert opened.code
     assert opened.metric
     assert "has not been measured" in card_texts(show(opened, ("noise.png", encoded())))[0]
+
+
+def test_an_ensemble_is_named_and_calibrated_by_its_own_evaluation(page, tmp_path):
+    workdir = shutil.copytree(ROOT / "tests" / "fixtures" / "stopped", tmp_path / "run")  # of two seeds
+    opened = show(page(f"--workdir={workdir}", "--seed=ensemble"), ("noise.png", encoded()))
+    assert "The probabilities are the mean of those of two networks" in opened.caption[0].value
+    probabilities = load_classifier(workdir, seed="ensemble")([Image.open(io.BytesIO(encoded()))])[0]
+    (card,) = card_texts(opened)
+    assert f"width:{100 * probabilities.max():.1f}%" in card and "has not been measured" in card
+    opened.toggle(key="saliency").set_value(True).run()
+    assert not opened.exception and card_texts(opened)[0].count("<img") == 3
+
+    for seed, calibrates in ((0, False), ("ensemble", True)):
+        (workdir / "evaluation.json").write_text(evaluation(step=13, seed=seed))
+        opened.session_state["tab"] = "Evaluation"
+        opened.run()
+        assert ("has not been measured" not in card_texts(opened)[0]) == calibrates
+        commands = [code.value for code in opened.code]
+        assert commands == [f"python -m cnn_jax.evaluate --workdir={workdir} --seed=ensemble"] * (not calibrates)
+        assert any("another choice of seeds" in markdown.value for markdown in opened.markdown) == (not calibrates)
+    assert any("step 13, ensemble of all seeds." in caption.value for caption in opened.caption)
+
+
+def test_the_first_of_several_seeds_is_named(page):
+    opened = page(f"--workdir={ROOT / 'tests' / 'fixtures' / 'stopped'}")
+    assert "seed 0 (0 is the first)" in opened.caption[0].value
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from rich.table import Table
 from cnn_jax.errors import UserError
 from cnn_jax.evaluation import dataset, scores
 from cnn_jax.evaluation.dataset import Examples
-from cnn_jax.inference import Classifier
+from cnn_jax.inference import Classifier, seeds
 from cnn_jax.utils import files, text
 from cnn_jax.workdir.layout import EVALUATION_FILE
 
@@ -43,6 +43,7 @@ def measure(classifier: Classifier, examples: Examples, log_probs: np.ndarray, w
     temperature = _temperature(classifier, examples, log_probs, workdir)
     return {
         "step": classifier.step,
+        "seed": classifier.seed,
         "data": {"name": examples.name, "dir": examples.directory},
         "split": examples.split,
         **describe(log_probs, examples.labels, classifier.class_names),
@@ -75,13 +76,13 @@ def calibration(log_probs: np.ndarray, labels: np.ndarray, temperature: float | 
 def _temperature(classifier: Classifier, examples: Examples, log_probs: np.ndarray, workdir: Path) -> float | None:
     """Returns the temperature fitted on the run's validation split; None if it cannot be fitted.
 
-    For another data set it is read from an earlier evaluation of the same step, because the run's own data may be
+    For another data set it is read from an earlier evaluation of the same network, because the run's own data may be
     missing.
     """
     if not examples.own:
         try:
             earlier = json.loads((workdir / EVALUATION_FILE).read_text())
-            return float(earlier["temperature"]) if earlier["step"] == classifier.step else None
+            return float(earlier["temperature"]) if belongs(earlier, classifier) else None
         except (OSError, ValueError, TypeError, LookupError):
             return None
     if examples.split != "validation":
@@ -91,6 +92,11 @@ def _temperature(classifier: Classifier, examples: Examples, log_probs: np.ndarr
     return (
         None if np.isnan(log_probs).any() or not len(examples) else scores.fit_temperature(log_probs, examples.labels)
     )
+
+
+def belongs(evaluation: dict[str, Any], classifier: Classifier) -> bool:
+    """Returns whether an evaluation is of this network: of the same step, and the same choice of seeds."""
+    return (evaluation["step"], evaluation.get("seed")) == (classifier.step, classifier.seed)
 
 
 def write(result: dict[str, Any], workdir: Path) -> Path:
@@ -155,11 +161,12 @@ def class_rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
 
 
 def heading(result: dict[str, Any]) -> str:
-    """Returns one line that names the data and the step."""
+    """Returns one line that names the data, the step, and of a run with several seeds which one was used."""
     step = {"best": ", the best by validation accuracy", "latest": ", the latest"}.get(result["checkpoint"], "")
     what = f"All images in {result['data']['dir']}" if result["split"] == "all" else f"{result['split'].title()} split"
     of = "" if result["split"] == "all" else f" of {result['data']['name']}"
-    return f"{what}{of}: {text.count(result['examples'], 'image')}, after step {result['step']:,}{step}."
+    seed = "" if result.get("seed") is None else f"; {seeds.describe(result['seed'])}"
+    return f"{what}{of}: {text.count(result['examples'], 'image')}, after step {result['step']:,}{step}{seed}."
 
 
 def _summary(result: dict[str, Any]) -> Table:

@@ -4,7 +4,8 @@ The file has three lines of text (`head -3 FILE` shows them), followed by the pr
 
     cnn_jax export
     SHA-256 of the next line, in hexadecimal
-    JSON: "format", "class_names", "input_size", "preprocessing", "config", "step", "jax", "payload_sha256", ...
+    JSON: "format", "class_names", "input_size", "preprocessing", "config", "step", "jax", "payload_sha256", ...;
+        of a run with several seeds also "seed": the index of the exported one, or "ensemble"
     `jax.export` payload: uint8 [batch, height, width, 3] to float32 log-probabilities [batch, classes]
 """
 
@@ -45,8 +46,9 @@ def write(path: Path, log_probabilities: Callable[[Any], Any], metadata: dict[st
 
     Args:
       path: the file to write or replace.
-      log_probabilities: a jitted function from uint8 `[batch, height, width, 3]` to float32 `[batch, classes]`.
-      metadata: what the run recorded: "class_names", "input_size", "preprocessing", "config".
+      log_probabilities: a function from uint8 `[batch, height, width, 3]` to float32 `[batch, classes]`, jitted or not.
+      metadata: what the run recorded: "class_names", "input_size", "preprocessing", "config", and "seed" if it has
+        several.
       step: the training step of the parameters.
 
     Returns:
@@ -57,7 +59,7 @@ def write(path: Path, log_probabilities: Callable[[Any], Any], metadata: dict[st
     """
     (batch,) = export.symbolic_shape("batch")
     images = jax.ShapeDtypeStruct((batch, *metadata["input_size"], 3), jnp.uint8)
-    program = export.export(log_probabilities, platforms=PLATFORMS)(images)  # pyright: ignore[reportArgumentType]
+    program = export.export(jax.jit(log_probabilities), platforms=PLATFORMS)(images)  # pyright: ignore[reportArgumentType]
     payload = bytes(program.serialize())
     header = metadata | {
         "format": FORMAT,

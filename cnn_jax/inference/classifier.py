@@ -15,9 +15,10 @@ from PIL import Image
 from cnn_jax.data import batching
 from cnn_jax.data import images as image_files
 from cnn_jax.errors import UserError
+from cnn_jax.inference import seeds
+from cnn_jax.inference.seeds import ENSEMBLE, Seed
 from cnn_jax.transforms.preprocess import Preprocessing
 from cnn_jax.transforms.tta import NO_TTA, TTA
-from cnn_jax.utils import text
 from cnn_jax.workdir.layout import CHECKPOINT_FOLDER
 
 # Compiling takes seconds, so only these sizes are compiled; a batch is padded to the next larger one.
@@ -34,11 +35,13 @@ class Classifier:
       class_names: one per column of the probabilities.
       input_size: height and width of the images that `log_probabilities` takes.
       preprocessing: the preprocessing of training; part of `log_probabilities`.
-      log_probabilities: uint8 `[batch, height, width, 3]` to float32 `[batch, classes]`; compiled per batch size.
+      log_probabilities: uint8 `[batch, height, width, 3]` to float32 `[batch, classes]`; compiled per batch size. Of an
+        ensemble, the logarithm of the mean of the seeds' probabilities.
       source: the path of the workdir or exported file, for messages.
       step: the training step of the parameters.
       metadata: what the run recorded, as JSON: "config", "class_names", "input_size", "preprocessing", ...
-      model: the network and its variables {params, batch_stats}; None for an exported file.
+      model: the network and its variables {params, batch_stats}, of an ensemble the list of each seed's variables; None
+        for an exported file.
     """
 
     class_names: tuple[str, ...]
@@ -49,6 +52,17 @@ class Classifier:
     step: int
     metadata: dict[str, Any]
     model: tuple[Any, Any] | None = None
+
+    @property
+    def seed(self) -> Seed | None:
+        """Which seed of a run with several: its index, or "ensemble"; None for a run with one seed."""
+        return self.metadata.get("seed")
+
+    @property
+    def members(self) -> list[Any]:
+        """The variables of each seed that answers: several for an ensemble, otherwise one."""
+        assert self.model
+        return self.model[1] if self.seed == ENSEMBLE else [self.model[1]]
 
     def __call__(
         self, images: Sequence[ImageLike] | np.ndarray, *, fit: str = "crop", mirror: bool = False
@@ -94,58 +108,67 @@ class Classifier:
         return np.concatenate(results)
 
 
-def load_classifier(source: str | os.PathLike, *, step: int | str = "best", lane: int = 0) -> Classifier:
+def load_classifier(
+    source: str | os.PathLike, *, step: int | str = "best", seed: Seed | None = None, lane: int | None = None
+) -> Classifier:
     """Loads a classifier, without the optimizer, the data set or the training code.
 
     Args:
       source: a workdir, or a file that `python -m cnn_jax.export` wrote.
       step: the checkpoint of a workdir: a number, "latest", or "best" by validation accuracy.
-      lane: index of the seed in a multi-seed run; 0 is the seed `config.seed`.
+      seed: of a run with several seeds, the index of one (0 is the seed `config.seed`), or "ensemble" for the mean of
+        the probabilities of all. None for the first, or for what an exported file holds.
+      lane: the old name of `seed`, for an index.
 
     Raises:
       UserError: there is no such workdir, file, checkpoint or seed, or it is damaged.
     """
+    if lane is not None:
+        if seed is not None:
+            raise UserError("Give seed or lane, its old name, not both.")
+        seed = lane
     path = Path(source).expanduser()
     if path.is_dir():
-        return _from_workdir(path, step, lane)
+        return _from_workdir(path, step, seed)
     if path.exists():
-        return _from_exported(path)
+        return _from_exported(path, seed)
     raise UserError(f"There is no workdir {path}: train one with python -m cnn_jax.main --workdir={path} ...")
 
 
-def _from_workdir(path: Path, step: int | str, lane: int) -> Classifier:
+def _from_workdir(path: Path, step: int | str, seed: Seed | None) -> Classifier:
     # Imported here, because an exported file needs neither Orbax nor Flax, which take most of a second to import.
     from cnn_jax import models
     from cnn_jax.workdir.checkpoint import restore_model
 
     number, variables, metadata = restore_model(path / CHECKPOINT_FOLDER, step)
-    variables, metadata = _select_seed(path, variables, metadata, lane)
+    members, metadata = seeds.select(path, variables, metadata, seed)
     described, config = _described(path, metadata), metadata["config"]
-    model = models.build(config["model"], len(described["class_names"]), config["dtype"])
-    scorer = make_scorer(model, variables, described["preprocessing"], TTA.from_config(config.get("eval", {})))
+    classes = len(described["class_names"])
+    model = models.build(config["model"], classes, config["dtype"])
+    tta = TTA.from_config(config.get("eval", {}))
+
+    def score(one, images):
+        return make_scorer(model, one, described["preprocessing"], tta)(images)
+
     return Classifier(
-        **described, log_probabilities=jax.jit(scorer), source=str(path), step=number, model=(model, variables)
+        **described,
+        log_probabilities=seeds.make_mean(score, members, classes),
+        source=str(path),
+        step=number,
+        model=(model, members if metadata.get("seed") == ENSEMBLE else members[0]),
     )
 
 
-def _select_seed(
-    path: Path, variables: Any, metadata: dict[str, Any], index: int
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Returns the variables and metadata that a run with this seed alone would have left."""
-    config = metadata["config"]
-    seeds = config.get("seeds", 1)  # runs of earlier versions have no such key
-    if index >= seeds:
-        raise UserError(f"{path} has {text.count(seeds, 'seed')}: --lane={index} must be below {seeds}.")
-    if seeds == 1:
-        return variables, metadata
-    config = config | {"seed": config["seed"] + index, "seeds": 1}
-    return jax.tree.map(lambda x: x[index], variables), metadata | {"config": config}
-
-
-def _from_exported(path: Path) -> Classifier:
+def _from_exported(path: Path, seed: Seed | None) -> Classifier:
     from cnn_jax.inference import artifact
 
     header, log_probabilities = artifact.read(path)
+    held = header.get("seed", 0)  # not in the header of a run with one seed
+    if seed not in (None, held):
+        raise UserError(
+            f"{path} holds {seeds.describe(held)}: export another from the workdir, python -m cnn_jax.export "
+            f"--workdir=... --seed={seed} --output={path}"
+        )
     return Classifier(
         **_described(path, header), log_probabilities=log_probabilities, source=str(path), step=header["step"]
     )

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from cnn_jax.inference import Classifier
+from cnn_jax.inference.seeds import make_mean
 
 _GLOW = np.array([0.93, 0.36, 0.0])  # orange: colour-blind safe against grey
 
@@ -18,7 +19,7 @@ def make_saliency(classifier: Classifier) -> Callable[[Any], Any]:
 
     With x the scaled image, in [0, 1], and c the predicted class, a pixel of the map is the maximum over the three
     channels of |d log p(c | x) / dx|: how much a small change of the pixel changes the prediction. Each map is divided
-    by its 99th percentile and clipped to 1, because of outliers.
+    by its 99th percentile and clipped to 1, because of outliers. Of an ensemble, p is the mean of the probabilities.
 
     Source: Simonyan et al. 2014, Deep Inside Convolutional Networks, arXiv:1312.6034.
 
@@ -26,13 +27,17 @@ def make_saliency(classifier: Classifier) -> Callable[[Any], Any]:
       classifier: restored from a workdir; an exported one has no `model`.
     """
     assert classifier.model
-    network, variables = classifier.model
+    network, _ = classifier.model
     preprocessing = classifier.preprocessing
 
+    def score(variables, scaled):
+        return jax.nn.log_softmax(network.apply(variables, preprocessing.normalise(scaled), train=False))
+
+    log_probabilities = make_mean(score, classifier.members, len(classifier.class_names))
+
     def predicted(scaled):
-        logits = network.apply(variables, preprocessing.normalise(scaled), train=False)
         # The gradient of the sum is the gradient per image: a prediction depends on its own image only.
-        return jax.nn.log_softmax(logits).max(axis=-1).sum()
+        return log_probabilities(scaled).max(axis=-1).sum()
 
     @jax.jit
     def saliency(images):

@@ -10,6 +10,8 @@ import numpy as np
 import streamlit as st
 
 from cnn_jax.errors import UserError
+from cnn_jax.evaluation import results
+from cnn_jax.inference import Classifier, seeds
 from cnn_jax.utils import text
 from cnn_jax.workdir.layout import EVALUATION_FILE, METRICS_FILE
 
@@ -33,34 +35,38 @@ def read_evaluation(workdir: Path) -> dict[str, Any] | None:
         raise UserError(f"{EVALUATION_FILE} of this run is damaged. To evaluate it again:") from None
 
 
-def read_temperature(workdir: Path, step: int) -> float | None:
-    """Returns the temperature that calibrates a run at a step; None if it has not been fitted."""
+def read_temperature(workdir: Path, classifier: Classifier) -> float | None:
+    """Returns the temperature that calibrates the network of a run; None if it has not been fitted."""
     try:
         evaluation = read_evaluation(workdir)
     except UserError:  # shown in the evaluation tab
         return None
-    return evaluation["temperature"] if evaluation and evaluation["step"] == step else None
+    return evaluation["temperature"] if evaluation and results.belongs(evaluation, classifier) else None
 
 
-def show_evaluation(workdir: Path, step: int) -> None:
+def show_evaluation(workdir: Path, classifier: Classifier) -> None:
     """Draws the numbers of the last evaluation, its confusion matrix, and the learning curves.
 
     Args:
       workdir: the run.
-      step: the step of the network on the page, which may be later than that of the evaluation.
+      classifier: the network on the page, which may be of a later step or another seed than the evaluation.
     """
     problem = "This run has not been evaluated yet. To evaluate it:"
     try:
         evaluation = read_evaluation(workdir)
     except UserError as error:
         evaluation, problem = None, str(error)
-    if evaluation and evaluation["step"] != step:
+    if evaluation and evaluation["step"] != classifier.step:
         problem = (
-            f"This evaluation is of step {evaluation['step']:,}; the network is now at step {step:,}. To update it:"
+            f"This evaluation is of step {evaluation['step']:,}; the network is now at step {classifier.step:,}. To "
+            "update it:"
         )
-    if not evaluation or evaluation["step"] != step:
+    elif evaluation:
+        problem = "This evaluation is of another choice of seeds than the network on this page. To update it:"
+    if not evaluation or not results.belongs(evaluation, classifier):
         st.markdown(problem)
-        st.code(f"python -m cnn_jax.evaluate --workdir={shlex.quote(str(workdir))}", "bash", wrap_lines=True)
+        seed = "" if classifier.seed is None else f" --seed={classifier.seed}"
+        st.code(f"python -m cnn_jax.evaluate --workdir={shlex.quote(str(workdir))}{seed}", "bash", wrap_lines=True)
     if evaluation:
         _show_numbers(evaluation)
         st.subheader("Confusion matrix", anchor=False)
@@ -84,9 +90,10 @@ def _show_numbers(evaluation: dict[str, Any]) -> None:
         )
         st.metric("Recall", f"{evaluation['recall']:.1%}", help="Share of the images of a class that are found.")
         st.metric("F1", f"{evaluation['f1']:.1%}", help="Harmonic mean of precision and recall.")
+    seed = "" if evaluation.get("seed") is None else f", {seeds.describe(evaluation['seed'])}"
     st.caption(
-        f"{text.count(evaluation['examples'], 'image')}, split “{evaluation['split']}”, step {evaluation['step']:,}. "
-        "Precision, recall and F1 are averages over the classes."
+        f"{text.count(evaluation['examples'], 'image')}, split “{evaluation['split']}”, "
+        f"step {evaluation['step']:,}{seed}. Precision, recall and F1 are averages over the classes."
     )
 
 

@@ -123,15 +123,16 @@ def _sections(
             "Training values are averages over each epoch, with dropout and augmentation; validation is at its end.",
             lambda: figures.learning_curves(records),
         )
-    model, variables = classifier.model
+    model, variables = classifier.model[0], classifier.members[0]
     size = classifier.preprocessing.image_size
     seen = layers(model, variables, (size, size) if size else classifier.input_size)
     first = next((variables["params"][layer.name]["kernel"] for layer in seen if layer.kind == "Conv"), None)
+    of_first = " of the first seed" if len(classifier.members) > 1 else ""
     if first is not None:
         yield Section(
             "filters",
             "Filters of the first layer",
-            "Each filter is scaled to its own largest weight; grey is zero.",
+            f"Each filter{of_first} is scaled to its own largest weight; grey is zero.",
             lambda: figures.filters(np.asarray(first)),
         )
     yield Section(

@@ -54,7 +54,8 @@ def test_a_network_without_gradients_has_an_empty_map(weight):
     assert 0 <= maps.min() <= maps.max() <= 1
 
 
-def test_a_real_network_has_the_gradient_of_finite_differences():
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_a_real_network_has_the_gradient_of_finite_differences(seeds):
     network = nn.Sequential([lambda x: x.reshape(x.shape[0], -1), nn.Dense(5), jnp.tanh, nn.Dense(2)])
 
     class Model:
@@ -62,14 +63,16 @@ def test_a_real_network_has_the_gradient_of_finite_differences():
             return network.apply(variables, images)
 
     pixels = np.random.RandomState(0).randint(0, 256, (1, 8, 8, 3)).astype(np.uint8)
-    variables = network.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
-    bound = Classifier(("a", "b"), (8, 8), Preprocessing(), lambda x: x, "", 0, {}, (Model(), variables))
+    members = [network.init(jax.random.key(seed), jnp.zeros((1, 8, 8, 3))) for seed in range(seeds)]
+    metadata, variables = ({}, members[0]) if seeds == 1 else ({"seed": "ensemble"}, members)
+    bound = Classifier(("a", "b"), (8, 8), Preprocessing(), lambda x: x, "", 0, metadata, (Model(), variables))
 
     seen = np.asarray(Preprocessing()(jnp.asarray(pixels)))
     steps = 1e-2 * np.eye(seen.size, dtype=np.float32).reshape(-1, *seen.shape[1:])
 
     def log_probability(images):
-        return np.asarray(jax.nn.log_softmax(network.apply(variables, images)).max(-1))
+        probabilities = np.mean([jax.nn.softmax(network.apply(one, images)) for one in members], axis=0)
+        return np.log(probabilities.max(-1))
 
     slopes = ((log_probability(seen + steps) - log_probability(seen - steps)) / 2e-2).reshape(8, 8, 3)
     strength = np.abs(slopes).max(-1)

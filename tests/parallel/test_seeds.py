@@ -118,19 +118,19 @@ def test_a_run_records_every_seed_and_one_can_be_loaded(three, trained, dataset)
     last = [record for record in read_metrics(three) if record["split"] == "test"][-1]
     assert len(last["lanes"]["accuracy"]) == 3
     assert last["accuracy"] == pytest.approx(np.mean(last["lanes"]["accuracy"]))
-    for lane in range(3):
-        classifier = load_classifier(three, step="latest", lane=lane)
-        assert classifier.metadata["config"]["seed"] == lane
+    for seed in range(3):
+        classifier = load_classifier(three, step="latest", seed=seed)
+        assert classifier.metadata["config"]["seed"] == seed
         accuracy = (classifier(images).argmax(axis=1) == dataset.test.labels).mean()
-        assert accuracy == pytest.approx(last["lanes"]["accuracy"][lane], abs=1e-6)
+        assert accuracy == pytest.approx(last["lanes"]["accuracy"][seed], abs=1e-6)
     alone = load_classifier(trained, step="latest")
     jax.tree.map(
         np.testing.assert_array_equal,
         load_classifier(three, step="latest").model[1]["params"],
         alone.model[1]["params"],
     )
-    with pytest.raises(UserError, match="has 3 seeds: --lane=3 must be below"):
-        load_classifier(three, lane=3)
+    with pytest.raises(UserError, match="has 3 seeds: --seed=3 must be a number below 3"):
+        load_classifier(three, seed=3)
 
 
 def test_stopped_and_resumed_with_all_seeds(three, tmp_path, monkeypatch):
@@ -140,7 +140,7 @@ def test_stopped_and_resumed_with_all_seeds(three, tmp_path, monkeypatch):
     assert train(config, str(tmp_path)) == 128 + 15
     monkeypatch.undo()
     assert train(config, str(tmp_path)) == 0
-    whole, resumed = (load_classifier(path, step="latest", lane=2).model[1] for path in (three, tmp_path))
+    whole, resumed = (load_classifier(path, step="latest", seed=2).model[1] for path in (three, tmp_path))
     jax.tree.map(np.testing.assert_array_equal, whole, resumed)
     assert [r["loss"] for r in read_metrics(three)] == [r["loss"] for r in read_metrics(tmp_path)]
 
