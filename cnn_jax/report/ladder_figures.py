@@ -12,13 +12,15 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from cnn_jax.report.figures import BLUE, GREY, INK, LINE, ORANGE, frame
 
 _MINUS = "\N{MINUS SIGN}"
 # Colours of figures, and the CSS variables that stand for them in a page with a light and a dark theme.
 _THEME = {BLUE: "--blue", ORANGE: "--orange", INK: "--ink", GREY: "--grey", LINE: "--line", "#c9ced4": "--line"}
+
+_PERCENT = FuncFormatter(lambda share, _: f"{100 * share:g} %")
 
 Rows = Sequence[Mapping[str, Any]]
 Curve = Sequence[tuple[float, float, float, float]]  # epoch, mean, lowest, highest
@@ -72,22 +74,22 @@ def waterfall(rows: Rows, narrow: bool = False) -> Figure:
     A bar reaches from the mean of one row to that of the next. It is solid where the difference is significant (see
     `cnn_jax.report.runs.summarise`) and pale elsewhere.
     """
-    figure, axes = _lines(rows, narrow)
+    figure, axes, half = _lines(rows, narrow)
     edges = []
     for y, row in enumerate(rows):
         mean, of = row["mean"]["accuracy"], row["difference"]
         before = rows[y - 1]["mean"]["accuracy"] if y else mean
         if y:
-            axes.plot([before, before], [y - 1 + _HALF, y - _HALF], color=GREY, lw=0.8)
+            axes.plot([before, before], [y - 1 + half, y - half], color="#c9ced4", lw=1)
         interval = row["interval"]["accuracy"]
         if of:
             colour = BLUE if mean >= before else ORANGE
             alpha = 1.0 if of["significant"] else 0.35
-            axes.barh(y, mean - before, 2 * _HALF, left=before, color=colour, alpha=alpha, lw=0)
+            axes.barh(y, mean - before, 2 * half, left=before, color=colour, alpha=alpha, lw=0)
             # Around the end of the bar, which differs from `before` + gain where not all seeds are in both rows.
             interval = of["interval"] and [mean + bound - of["mean"] for bound in of["interval"]]
         if not of:
-            axes.plot([mean, mean], [y - _HALF, y + _HALF], color=BLUE, lw=3)
+            axes.plot([mean, mean], [y - half, y + half], color=BLUE, lw=3)
         _whisker(axes, interval, y)
         edges += [mean, *(interval or ())]
         level = f"{points(mean)} %"
@@ -105,14 +107,14 @@ def accuracies(rows: Rows, narrow: bool = False, reference: bool = False) -> Fig
       narrow: for a phone.
       reference: also draw the number of the reference, as a diamond.
     """
-    figure, axes = _lines(rows, narrow)
+    figure, axes, half = _lines(rows, narrow)
     edges = []
     for y, row in enumerate(rows):
         values = [run["accuracy"] for run in row["runs"]]
         mean, interval = row["mean"]["accuracy"], row["interval"]["accuracy"]
         heights = y + np.linspace(-0.12, 0.12, len(values)) if len(values) > 1 else [y]
         axes.plot(values, heights, "o", color=BLUE, ms=4.5, alpha=0.55, mew=0)
-        axes.plot([mean, mean], [y - _HALF, y + _HALF], color=INK, lw=1.8)
+        axes.plot([mean, mean], [y - half, y + half], color=INK, lw=1.8)
         _whisker(axes, interval, y)
         edges += [*values, mean, *(interval or ())]
         text = f"{points(mean)} % {bounds(interval)}".strip()
@@ -151,7 +153,7 @@ def curves(
                 axes.plot(epochs, means, style, color=colour, lw=1.6, label="training" if split == "train" else split)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
         if measure == "accuracy":
-            axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+            axes.yaxis.set_major_formatter(_PERCENT)
         axes.set_xlabel("epoch", color=GREY, size=9)
     for axes in grid[len(named) :]:
         axes.axis("off")
@@ -160,33 +162,39 @@ def curves(
     return figure
 
 
-_HALF = 0.27  # half of the height of a bar; rows are 1 apart
+def _lines(rows: Rows, narrow: bool) -> tuple[Figure, Axes, float]:
+    """Returns axes with one line per row, the first on top, 1 apart; and half of the height of a bar.
 
-
-def _lines(rows: Rows, narrow: bool) -> tuple[Figure, Axes]:
-    """Returns axes with one line per row, the first on top; labels are beside the lines, or above if narrow."""
-    width, pitch = (3.9, 0.62) if narrow else (9.0, 0.46)
+    Labels are beside the lines, or above them if narrow.
+    """
+    width, pitch, half = (3.9, 0.64, 0.2) if narrow else (9.0, 0.46, 0.27)
     above, below = (0.12, 0.4) if narrow else (0.4, 0.4)
     height = len(rows) * pitch + above + below
     figure = Figure(figsize=(width, height))
     left, right = (0.03, 0.97) if narrow else (0.18, 0.66)
     axes = figure.add_axes((left, below / height, right - left, len(rows) * pitch / height))
-    axes.set_ylim(len(rows) - 0.55, -0.75 if narrow else -0.55)
+    axes.set_ylim(len(rows) - 0.55, -0.7 if narrow else -0.55)
     axes.set_yticks([])
     axes.spines[["top", "left", "right"]].set_visible(False)
     axes.spines["bottom"].set_color("#c9ced4")
     axes.tick_params(colors=GREY, labelsize=9, length=3)
     axes.grid(axis="x", color=LINE, lw=0.8)
     axes.set_axisbelow(True)
-    axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=None))
+    axes.xaxis.set_major_formatter(_PERCENT)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=5 if narrow else 7, steps=[1, 2, 5, 10]))
-    return figure, axes
+    return figure, axes, half
 
 
 def _whisker(axes: Axes, interval: Sequence[float] | None, y: float) -> None:
     if interval:
         axes.errorbar(
-            sum(interval) / 2, y, xerr=(interval[1] - interval[0]) / 2, fmt="none", ecolor=INK, elinewidth=1.2, capsize=3
+            sum(interval) / 2,
+            y,
+            xerr=(interval[1] - interval[0]) / 2,
+            fmt="none",
+            ecolor=INK,
+            elinewidth=1.2,
+            capsize=3,
         )
 
 
@@ -195,9 +203,9 @@ def _label(axes: Axes, y: int, name: str, first: str, second: str, narrow: bool)
     name = name.replace("$", r"\$")
     across = axes.get_yaxis_transform()
     if narrow:
-        axes.text(0, y - 0.37, name, size=9.5, color=INK, weight="bold", va="center", transform=across)
-        text = f"{first}   {second}".strip()
-        axes.text(1, y - 0.37, text, size=9, color=INK, va="center", ha="right", transform=across)
+        axes.text(0, y - 0.43, name, size=9.5, color=INK, weight="bold", va="center", transform=across)
+        text = " \N{MIDDLE DOT} ".join(filter(None, (first, second)))
+        axes.text(1, y - 0.43, text, size=9, color=INK, va="center", ha="right", transform=across)
         return
     axes.text(-0.02, y, name, size=10, color=INK, va="center", ha="right", transform=across)
     axes.text(1.14, y, first, size=10, color=INK, va="center", ha="right", transform=across)

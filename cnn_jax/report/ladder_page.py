@@ -2,7 +2,7 @@
 
 import datetime
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -42,10 +42,11 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size
 th, td { padding: .35rem 1.1rem .35rem 0; text-align: right; border-bottom: 1px solid var(--line); font-weight: normal;
   vertical-align: top; }
 td { white-space: nowrap; }
+.remarks td:last-child, .remarks th:last-child { text-align: left; white-space: normal; min-width: 14rem; }
 th:first-child, td:first-child, .text td, .text th { text-align: left; }
 .text td { white-space: normal; }
 .text td:first-child { white-space: nowrap; }
-thead th { color: var(--grey); font-size: .85rem; vertical-align: bottom; }
+thead th { max-width: 9rem; color: var(--grey); font-size: .85rem; vertical-align: bottom; }
 code { font-size: .88em; overflow-wrap: anywhere; }
 ul { padding-left: 1.2rem; margin: .3rem 0 .8rem; }
 a { color: var(--blue); }
@@ -61,7 +62,7 @@ a { color: var(--blue); }
     white-space: normal; text-align: right; }
   td:first-child { font-weight: 600; }
   td:not(:first-child)::before { content: attr(data-label); color: var(--grey); text-align: left; }
-  td:empty { display: none; }
+  td:empty { display: none !important; }
   .text td:not(:first-child) { display: block; text-align: left; }
   .text td:not(:first-child)::before { display: block; font-size: .85rem; }
 }
@@ -155,10 +156,10 @@ def _gains(rows: Sequence[Row]) -> str:
         return ""
     best = max(rows, key=lambda row: row["mean"]["accuracy"])
     mean, of = points(best["mean"]["accuracy"]), bounds(best["interval"]["accuracy"])
-    said = f"Highest mean test accuracy: <b>{escape(best['name'])}</b>, {mean}\u202f% {of} (n = {best['n']})."
+    said = f"Highest mean test accuracy: <b>{escape(best['name'])}</b>, {mean} % {of} (n = {best['n']})."
     caption = (
         "Each bar goes from the mean test accuracy of one row to that of the next; blue is a gain, orange a loss. The "
-        "line across its end is the 95\u202f% confidence interval of the difference, paired by seed. Solid bars are "
+        "line across its end is the 95 % confidence interval of the difference, paired by seed. Solid bars are "
         f"significant; pale bars are not, or have fewer than {ENOUGH} seeds. The axis does not start at zero."
     )
     return _section(
@@ -183,14 +184,12 @@ def _claims(rows: Sequence[Row]) -> str:
         which = "any difference" if len(few) == len(found) else "the others"
         most = max(few)
         smallest = f": with {most}, no p-value can be below {2 / 2**most:.4g}" if most > 1 else ""
-        said.append(f"There are too few seeds to call {which} significant{smallest}. {ENOUGH} are needed.")
+        said.append(f"There are too few seeds to call {which} significant{smallest}. At least {ENOUGH} are needed.")
     return " ".join(said)
 
 
 def _accuracy(rows: Sequence[Row]) -> str:
-    head = (
-        "", "seeds", "test accuracy, %", "95 % interval", "difference, points", "95 % interval", "p", "p, adjusted", "significant",
-    )  # fmt: skip
+    head = ("", "seeds", "test accuracy, %", "difference, points", "p", "p, adjusted", "significant")
     lines = []
     for row in rows:
         of = row["difference"] or {}
@@ -202,23 +201,21 @@ def _accuracy(rows: Sequence[Row]) -> str:
             (
                 row["name"],
                 row["n"],
-                points(row["mean"]["accuracy"]),
-                bounds(row["interval"]["accuracy"]),
-                points(of.get("mean"), True) + few,
-                bounds(of.get("interval"), True),
+                _estimate(row["mean"]["accuracy"], row["interval"]["accuracy"]),
+                _estimate(of.get("mean"), of.get("interval"), True) + few,
                 _p(of.get("p_value")),
                 _p(of.get("adjusted_p_value")),
                 verdict,
             )
         )
     caption = (
-        "Each dot is the test accuracy of one seed; the vertical line is the mean, the horizontal one its 95\u202f% "
+        "Each dot is the test accuracy of one seed; the vertical line is the mean, the horizontal one its 95 % "
         "t interval."
     )
     body = _figure(ladder_figures.accuracies, rows, "accuracy", caption) + _table(head, lines)
     body += (
-        "<p class='grey'>Differences are to the row above, between networks with the same seed. p: exact two-sided "
-        "sign-flip test; adjusted for the false discovery rate (Benjamini and Hochberg) over the differences of this "
+        "<p class='grey'>In brackets: 95 % intervals. Differences are to the row above, between networks with the "
+        "same seed. p: exact two-sided sign-flip test; adjusted for the false discovery rate (Benjamini and Hochberg) over the differences of this "
         "page.</p>"
         if len(rows) > 1
         else ""
@@ -230,12 +227,14 @@ def _curves(curves: Mapping[str, Any]) -> str:
     known = {name: splits for name, splits in curves.items() if any(splits.values())}
     if not known:
         return ""
-    every = [value for splits in known.values() for curve in splits.values() for *_, low, high in curve for value in (low, high)]  # fmt: skip
-    margin = 0.04 * (max(every) - min(every)) or 0.01
+    ends = [
+        end for splits in known.values() for curve in splits.values() for *_, low, high in curve for end in (low, high)
+    ]
+    margin = 0.04 * (max(ends) - min(ends)) or 0.01
     panels = []
     for number, (name, splits) in enumerate(known.items()):
         figure = ladder_figures.curves({name: splits}, titles=False)
-        figure.axes[0].set_ylim(min(every) - margin, max(every) + margin)
+        figure.axes[0].set_ylim(min(ends) - margin, max(ends) + margin)
         drawn = ladder_figures.inline_svg(figure, f"curves{number}", f"Learning curves of {escape(name)}")
         panels.append(f"<div><h3>{escape(name)}</h3>{drawn}</div>")
     return _section(
@@ -249,7 +248,8 @@ def _curves(curves: Mapping[str, Any]) -> str:
 def _scores(rows: Sequence[Row]) -> str:
     names = ("precision", "recall", "f1", "threshold_precision", "threshold_recall", "train_accuracy", "gap")
     head = (
-        "", "precision", "recall", "F1", "precision at > 0.5", "recall at > 0.5", "training accuracy", "training − test, points", "loss",
+        "", "precision", "recall", "F1", "precision at > 0.5", "recall at > 0.5", "training accuracy",
+        "training minus test, points", "loss",
     )  # fmt: skip
     lines = []
     for row in rows:
@@ -269,56 +269,46 @@ def _reference(rows: Sequence[Row], note: str) -> str:
     known = [row for row in rows if row["reference"]]
     if not known:
         return ""
-    head = ("", "reference, %", "ours, %", "precision / recall at > 0.5: reference", "ours", "epochs", "differences in protocol")
+    common = set.intersection(*(set(row["reference"]["protocol"]) for row in known))
+    head = ("", "reference, %", "ours, %", "precision / recall: reference", "precision / recall: ours", "remarks")
     lines = []
     for row in known:
         of, mean = row["reference"], row["mean"]
-        theirs = points(of["accuracy"]) + (f" ({of['remark']})" if of["accuracy"] is not None and of["remark"] else "")
         pair = ("threshold_precision", "threshold_recall")
+        remarks = [f"reference: {of['remark']}"] if of["remark"] else []
         lines.append(
             (
                 row["name"],
-                theirs or of["remark"],
-                f"{points(mean['accuracy'])} {bounds(row['interval']['accuracy'])}",
+                points(of["accuracy"]) or "no number",
+                _estimate(mean["accuracy"], row["interval"]["accuracy"]),
                 " / ".join(points(of[name]) for name in pair) if of["threshold_precision"] is not None else "",
                 " / ".join(points(mean[name]) for name in pair),
-                f"{of['epochs']} / {row['config']['epochs']}",
-                "; ".join(of["protocol"]),
+                "; ".join(remarks + [phrase for phrase in of["protocol"] if phrase not in common]),
             )
         )
-    common = set.intersection(*(set(row["reference"]["protocol"]) for row in known))
-    lines = [(*line[:-1], "; ".join(p for p in row["reference"]["protocol"] if p not in common)) for line, row in zip(lines, known)]
-    if not any(line[-1] for line in lines):
-        head, lines = head[:-1], [line[:-1] for line in lines]
     data = f"Data: {escape(note)}" if note else "Data: not said (--note); the reference uses the original images."
-    shared = "".join(f"<li>{escape(phrase[0].upper() + phrase[1:])}</li>" for phrase in _ordered(known[0], common))
+    shared = [phrase for phrase in known[0]["reference"]["protocol"] if phrase in common]
+    items = "".join(f"<li>{phrase[0].upper() + phrase[1:]}</li>" for phrase in (data, *map(escape, shared)))
     caption = "Diamonds: the reference (one run). Dots: our seeds. The numbers compare only if the protocols do."
     return _section(
         "Beside the reference",
         "<p>The reference is a Keras study of CIFAR-10 (2024, Tesla P100), which trained on all 50,000 images, "
         "monitored the test set and reports the last epoch of one run. Ours score the test images once, after the last "
-        f"epoch. How our runs differ from its protocol:</p><ul><li>{data}</li>{shared}</ul>"
+        f"epoch. How our runs differ from its protocol:</p><ul>{items}</ul>"
         + _figure(lambda some, narrow: ladder_figures.accuracies(some, narrow, True), known, "reference", caption)
-        + _table(head, lines),
+        + _table(head, lines)
+        + "<p class='grey'>Precision and recall here are at a probability above 0.5, in %.</p>",
     )
-
-
-def _ordered(row: Row, phrases: Iterable[str]) -> list[str]:
-    chosen = set(phrases)
-    return [phrase for phrase in row["reference"]["protocol"] if phrase in chosen]
 
 
 def _changes(rows: Sequence[Row]) -> str:
     if len(rows) == 1:
         return ""
-    lines = []
+    body = ""
     for row in rows[1:]:
         keys = [f"{key}: {_value(old)} → {_value(new)}" for key, (old, new) in sorted(row["changes"].items())]
-        lines.append((row["name"], "\n".join(keys) or "nothing"))
-    body = "".join(
-        f"<tr><td>{escape(name)}</td><td>{'<br>'.join(f'<code>{escape(key)}</code>' for key in keys.splitlines())}</td></tr>"
-        for name, keys in lines
-    )
+        items = "<br>".join(f"<code>{escape(key)}</code>" for key in keys) or "nothing"
+        body += f"<tr><td>{escape(row['name'])}</td><td>{items}</td></tr>"
     return _section(
         "What changes from row to row",
         "<p>The configuration keys whose values differ from those of the row above.</p>"
@@ -349,25 +339,27 @@ def _cost(rows: Sequence[Row]) -> str:
 
 
 def _method(result: Mapping[str, Any]) -> str:
-    commits: dict[str, None] = {}
-    for row in result["rows"]:
-        for each in row["provenance"]:
-            name = (each["commit"] or "")[:7] + (" with changed files" if each["dirty"] else "") if each["commit"] else ""
-            commits[f"cnn_jax {name or each['cnn_jax'] or '(version not recorded)'}, jax {each['jax'] or 'not recorded'}"] = None
+    origins = dict.fromkeys(_origin(each) for row in result["rows"] for each in row["provenance"])
     left = "".join(f"<li><code>{escape(path)}</code></li>" for path in result["left_out"])
     left = f"<p>Left out, because they are not finished:</p><ul>{left}</ul>" if left else ""
     return _section(
         "How the numbers were made",
         "<ul><li>A row holds the runs whose configurations differ only in the seed. A seed decides initial weights, "
         "order of the images, dropout and augmentation; the training and test images are the same for all.</li>"
-        "<li>Intervals are Student’s t, 95\u202f%, over the seeds. They describe the variation between seeds, not that "
+        "<li>Intervals are 95 % t intervals over the seeds. They describe the variation between seeds, not that "
         "between test sets. One seed has no interval.</li>"
-        "<li>The sign-flip test compares the mean difference with those of all 2<sup>n</sup> assignments of signs. Fewer "
-        f"than {ENOUGH} pairs cannot reach p &lt; 0.05, so that no claim is made from them.</li>"
-        f"<li>Trained with {escape('; '.join(commits))}.</li>"
+        "<li>The sign-flip test compares the mean difference with those of all 2<sup>n</sup> assignments of signs. "
+        f"Fewer than {ENOUGH} pairs cannot reach p &lt; 0.05, so that no claim is made from them.</li>"
+        f"<li>Trained with {escape('; '.join(origins))}.</li>"
         "<li>results.json, next to this page, has every number and configuration; results.csv has one line per row."
         f"</li></ul>{left}<p class='grey'>Written on {datetime.date.today():%d %B %Y}.</p>",
     )
+
+
+def _origin(provenance: Mapping[str, Any]) -> str:
+    source = provenance["commit"] and provenance["commit"][:7] + (" with changed files" if provenance["dirty"] else "")
+    source = source or provenance["cnn_jax"] or "(version not recorded)"
+    return f"cnn_jax {source}, jax {provenance['jax'] or '(version not recorded)'}"
 
 
 def _section(title: str, body: str) -> str:
@@ -388,6 +380,7 @@ def _figure(draw: Callable[..., Figure], rows: Sequence[Row], name: str, caption
 
 
 def _table(head: Sequence[str], lines: Sequence[Sequence[Any]]) -> str:
+    kind = " class='remarks'" if head[-1] == "remarks" else ""
     header = "".join(f"<th>{escape(name)}</th>" for name in head)
     body = "".join(
         "<tr>"
@@ -395,7 +388,11 @@ def _table(head: Sequence[str], lines: Sequence[Sequence[Any]]) -> str:
         + "</tr>"
         for line in lines
     )
-    return f"<div class='scroll'><table><thead><tr>{header}</tr></thead><tbody>{body}</tbody></table></div>"
+    return f"<div class='scroll'><table{kind}><thead><tr>{header}</tr></thead><tbody>{body}</tbody></table></div>"
+
+
+def _estimate(mean: float | None, interval: Sequence[float] | None, signed: bool = False) -> str:
+    return f"{points(mean, signed)} {bounds(interval, signed)}".strip()
 
 
 def _p(value: float | None) -> str:

@@ -28,7 +28,7 @@ from cnn_jax.workdir.records import read_metrics
 
 LADDER = ("basic", "baseline", "batchnorm", "dropout", "dropout_scheduled", "augment", "modern", "transfer")
 LADDER += ("transfer_lite", "transfer_finetune", "speedrun", "quickstart")
-# Keys in which runs may differ from the stage whose name they have; a row is labelled with them where that is ambiguous.
+# Keys in which runs may differ from the stage whose name they have.
 SIZES = ("epochs", "finetune.epochs", "data.train_examples", "data.validation", "model.weights")
 SCORES = (*NAMES, "train_accuracy", "gap")  # per seed; the gap is training minus test accuracy
 ALPHA = 0.05
