@@ -65,7 +65,8 @@ def sign_flip_p_value(differences: Sequence[float], tolerance: float = 1e-6) -> 
 
     It is the share of all 2^n assignments of signs whose sum is at least as far from zero as the observed one (Fisher
     1935, The Design of Experiments, section 21), so the smallest possible value is 2 / 2^n. For more than `EXACT`
-    pairs, random assignments are drawn instead, and the observed one is counted as one of them (Phipson and Smyth 2010).
+    pairs, random assignments are drawn instead, and the observed one is counted as one of them (Phipson and Smyth
+    2010).
 
     Args:
       differences: at least one.

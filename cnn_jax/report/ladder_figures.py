@@ -117,13 +117,15 @@ def accuracies(rows: Rows, narrow: bool = False, reference: bool = False) -> Fig
         axes.plot([mean, mean], [y - half, y + half], color=INK, lw=1.8)
         _whisker(axes, interval, y)
         edges += [*values, mean, *(interval or ())]
-        text = f"{points(mean)} % {bounds(interval)}".strip()
+        text = f"ours {points(mean)} %" if reference and narrow else f"{points(mean)} % {bounds(interval)}".strip()
         theirs = (row["reference"] or {}).get("accuracy") if reference else None
         if theirs is not None:
             axes.plot(theirs, y, "D", color=ORANGE, ms=6, mew=0)
             edges.append(theirs)
-        shown = f"{points(theirs)} %" if theirs is not None else "no number" if reference else ""
-        _label(axes, y, row["name"], shown or f"n = {row['n']}", text, narrow)
+        shown = f"n = {row['n']}"
+        if reference:
+            shown = "reference " * narrow + ("no number" if theirs is None else f"{points(theirs)} %")
+        _label(axes, y, row["name"], shown, text, narrow)
     _finish(axes, edges, narrow, "Mean, 95 % interval", "Reference" if reference else "Seeds")
     return figure
 

@@ -215,8 +215,8 @@ def _accuracy(rows: Sequence[Row]) -> str:
     body = _figure(ladder_figures.accuracies, rows, "accuracy", caption) + _table(head, lines)
     body += (
         "<p class='grey'>In brackets: 95 % intervals. Differences are to the row above, between networks with the "
-        "same seed. p: exact two-sided sign-flip test; adjusted for the false discovery rate (Benjamini and Hochberg) over the differences of this "
-        "page.</p>"
+        "same seed. p: exact two-sided sign-flip test; adjusted for the false discovery rate (Benjamini and "
+        "Hochberg) over the differences of this page.</p>"
         if len(rows) > 1
         else ""
     )
@@ -289,7 +289,7 @@ def _reference(rows: Sequence[Row], note: str) -> str:
     data = f"Data: {escape(note)}" if note else "Data: not said (--note); the reference uses the original images."
     shared = [phrase for phrase in known[0]["reference"]["protocol"] if phrase in common]
     items = "".join(f"<li>{phrase[0].upper() + phrase[1:]}</li>" for phrase in (data, *map(escape, shared)))
-    caption = "Diamonds: the reference (one run). Dots: our seeds. The numbers compare only if the protocols do."
+    caption = "Diamonds: the reference (one run). Dots: our seeds. They are comparable only where the protocols agree."
     return _section(
         "Beside the reference",
         "<p>The reference is a Keras study of CIFAR-10 (2024, Tesla P100), which trained on all 50,000 images, "
