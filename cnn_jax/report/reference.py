@@ -49,13 +49,14 @@ def training_images(config: dict[str, Any]) -> int | None:
     return TRAIN_EXAMPLES - int(validation if validation > 1 else round(validation * TRAIN_EXAMPLES))
 
 
-def differences(stage: str, config: dict[str, Any], n: int) -> list[str]:
+def differences(stage: str, config: dict[str, Any], n: int, changed: dict[str, tuple[Any, Any]]) -> list[str]:
     """Returns one phrase for each way in which runs differ from the protocol of the reference.
 
     Args:
       stage: a key of `STAGES`.
       config: the flat configuration of the runs, on CIFAR-10.
       n: the number of seeds.
+      changed: keys in which the configuration differs from that of the stage, with both values.
     """
     images, epochs = training_images(config), STAGES[stage].epochs
     found = []
@@ -63,6 +64,7 @@ def differences(stage: str, config: dict[str, Any], n: int) -> list[str]:
         found.append(f"{images:,} training images instead of {TRAIN_EXAMPLES:,}")
     if config["epochs"] != epochs:
         found.append(f"{config['epochs']} epochs instead of {epochs}")
+    found += [f"{key} {new} instead of {old}" for key, (old, new) in changed.items()]
     if config["data.validation"]:
         found.append("a validation split is monitored, not the test split")
     else:

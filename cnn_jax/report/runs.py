@@ -334,10 +334,12 @@ def _cost(row: Row) -> Numbers:
 
 
 def _reference(row: Row) -> dict[str, Any] | None:
-    stage = reference.STAGES.get(row.stage or "")
-    if not stage or row.config["data.name"] != reference.DATA:
+    name = row.stage or row.name  # a stage with changed keys has the name of its folder
+    if name not in reference.STAGES or row.config["data.name"] != reference.DATA:
         return None
-    return stage._asdict() | {"protocol": reference.differences(row.stage or "", row.config, len(row.records))}
+    changed = {key: pair for key, pair in changes(_stages()[name], row.config).items() if key not in SIZES}
+    protocol = reference.differences(name, row.config, len(row.records), changed)
+    return reference.STAGES[name]._asdict() | {"protocol": protocol}
 
 
 def _origins(row: Row) -> list[dict[str, Any]]:

@@ -240,9 +240,16 @@ def test_differences_from_the_reference(validation, images):
     config = stage("augment")
     config.data.validation = validation
     assert reference.training_images(runs.comparable(config)) == images
-    found = reference.differences("augment", runs.comparable(config), 1)
+    found = reference.differences("augment", runs.comparable(config), 1, {})
     assert any("training images instead" in phrase for phrase in found) == (images != 50_000)
     assert not any("epochs instead" in phrase for phrase in found)
+
+
+def test_a_changed_key_is_a_difference_from_the_reference(tmp_path):
+    row = summary(make_run(tmp_path, "dropout", [0.5], batch_size=64, epochs=50))["rows"][0]
+    assert (row["name"], row["stage"]) == ("dropout", None)
+    assert row["reference"]["accuracy"] == 0.8083
+    assert "batch_size 64 instead of 32" in row["reference"]["protocol"]
 
 
 def test_other_data_are_not_compared_with_the_reference(tmp_path):
