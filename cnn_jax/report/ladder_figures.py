@@ -13,6 +13,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.transforms import blended_transform_factory
 
 from cnn_jax.report.figures import BLUE, GREY, INK, LINE, ORANGE, frame
 
@@ -20,6 +21,7 @@ _MINUS = "\N{MINUS SIGN}"
 # Colours of figures, and the CSS variables that stand for them in a page with a light and a dark theme.
 _THEME = {BLUE: "--blue", ORANGE: "--orange", INK: "--ink", GREY: "--grey", LINE: "--line", "#c9ced4": "--line"}
 
+_COLUMNS = ((0.727, "right"), (0.756, "left"))  # of numbers beside the bars: share of the width, alignment
 _PERCENT = FuncFormatter(lambda share, _: f"{100 * share:g} %")
 
 Rows = Sequence[Mapping[str, Any]]
@@ -173,7 +175,8 @@ def _lines(rows: Rows, narrow: bool) -> tuple[Figure, Axes, float]:
     above, below = (0.12, 0.4) if narrow else (0.4, 0.4)
     height = len(rows) * pitch + above + below
     figure = Figure(figsize=(width, height))
-    left, right = (0.03, 0.97) if narrow else (0.18, 0.66)
+    names = max(len(_short(row["name"], narrow)) for row in rows)
+    left, right = (0.03, 0.97) if narrow else (max(0.1, 0.02 + 0.0095 * names), 0.66)
     axes = figure.add_axes((left, below / height, right - left, len(rows) * pitch / height))
     axes.set_ylim(len(rows) - 0.55, -0.7 if narrow else -0.55)
     axes.set_yticks([])
@@ -185,6 +188,11 @@ def _lines(rows: Rows, narrow: bool) -> tuple[Figure, Axes, float]:
     axes.xaxis.set_major_formatter(_PERCENT)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=5 if narrow else 7, steps=[1, 2, 5, 10]))
     return figure, axes, half
+
+
+def _short(name: str, narrow: bool) -> str:
+    longest = 20 if narrow else 34
+    return name if len(name) <= longest else name[: longest - 1] + "…"
 
 
 def _whisker(axes: Axes, interval: Sequence[float] | None, y: float) -> None:
@@ -202,7 +210,7 @@ def _whisker(axes: Axes, interval: Sequence[float] | None, y: float) -> None:
 
 def _label(axes: Axes, y: int, name: str, first: str, second: str, narrow: bool) -> None:
     """Writes the name of a row and two texts."""
-    name = name.replace("$", r"\$")
+    name = _short(name, narrow).replace("$", r"\$")
     across = axes.get_yaxis_transform()
     if narrow:
         axes.text(0, y - 0.43, name, size=9.5, color=INK, weight="bold", va="center", transform=across)
@@ -210,8 +218,9 @@ def _label(axes: Axes, y: int, name: str, first: str, second: str, narrow: bool)
         axes.text(1, y - 0.43, text, size=9, color=INK, va="center", ha="right", transform=across)
         return
     axes.text(-0.02, y, name, size=10, color=INK, va="center", ha="right", transform=across)
-    axes.text(1.14, y, first, size=10, color=INK, va="center", ha="right", transform=across)
-    axes.text(1.2, y, second, size=10, color=INK, va="center", transform=across)
+    place = blended_transform_factory(axes.get_figure().transFigure, axes.transData)
+    for (x, side), text in zip(_COLUMNS, (first, second)):
+        axes.text(x, y, text, size=10, color=INK, va="center", ha=side, transform=place)
 
 
 def _finish(axes: Axes, edges: Sequence[float], narrow: bool, second: str, first: str = "Accuracy") -> None:
@@ -220,7 +229,6 @@ def _finish(axes: Axes, edges: Sequence[float], narrow: bool, second: str, first
     axes.set_xlim(low - margin, high + margin)
     if narrow:
         return
-    for x, text, side in ((1.14, first, "right"), (1.2, second, "left")):
-        axes.annotate(
-            text, (x, 1), (0, 8), axes.transAxes, textcoords="offset points", size=9, color=GREY, ha=side, va="bottom"
-        )
+    place = blended_transform_factory(axes.get_figure().transFigure, axes.transAxes)
+    for (x, side), text in zip(_COLUMNS, (first, second)):
+        axes.text(x, 1.03, text, size=9, color=GREY, va="bottom", ha=side, transform=place)

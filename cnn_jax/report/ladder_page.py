@@ -156,11 +156,12 @@ def _gains(rows: Sequence[Row]) -> str:
         return ""
     best = max(rows, key=lambda row: row["mean"]["accuracy"])
     mean, of = points(best["mean"]["accuracy"]), bounds(best["interval"]["accuracy"])
-    said = f"Highest mean test accuracy: <b>{escape(best['name'])}</b>, {mean} % {of} (n = {best['n']})."
+    said = f"Highest mean test accuracy: <b>{escape(best['name'])}</b>, {mean}&nbsp;% {of} (n = {best['n']})."
     caption = (
         "Each bar goes from the mean test accuracy of one row to that of the next; blue is a gain, orange a loss. The "
         "line across its end is the 95 % confidence interval of the difference, paired by seed. Solid bars are "
-        f"significant; pale bars are not, or have fewer than {ENOUGH} seeds. The axis does not start at zero."
+        f"significant; pale bars are not, or have fewer than {ENOUGH} seeds. The axis shows only the range of "
+        "the bars."
     )
     return _section(
         "Gain of each step",

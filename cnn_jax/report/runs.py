@@ -186,7 +186,7 @@ def _name_of(workdir: Path) -> str:
     """Returns the name of a folder, or of its parent, without the number of the seed at its end."""
     path = workdir.absolute()
     for part in (path.name, path.parent.name):
-        name = re.sub(r"[-_.]*(seed)?[-_.]*\d*$", "", part)
+        name = re.sub(r"[-_.]*(seeds?)?[-_.]*\d*$", "", part)
         if name:
             return name
     return path.name
