@@ -218,7 +218,7 @@ def _label(axes: Axes, y: int, name: str, first: str, second: str, narrow: bool)
         axes.text(1, y - 0.43, text, size=9, color=INK, va="center", ha="right", transform=across)
         return
     axes.text(-0.02, y, name, size=10, color=INK, va="center", ha="right", transform=across)
-    place = blended_transform_factory(axes.get_figure().transFigure, axes.transData)
+    place = blended_transform_factory(axes.figure.transFigure, axes.transData)
     for (x, side), text in zip(_COLUMNS, (first, second)):
         axes.text(x, y, text, size=10, color=INK, va="center", ha=side, transform=place)
 
@@ -229,6 +229,6 @@ def _finish(axes: Axes, edges: Sequence[float], narrow: bool, second: str, first
     axes.set_xlim(low - margin, high + margin)
     if narrow:
         return
-    place = blended_transform_factory(axes.get_figure().transFigure, axes.transAxes)
+    place = blended_transform_factory(axes.figure.transFigure, axes.transAxes)
     for (x, side), text in zip(_COLUMNS, (first, second)):
         axes.text(x, 1.03, text, size=9, color=GREY, va="bottom", ha=side, transform=place)
