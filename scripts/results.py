@@ -12,46 +12,15 @@ import statistics
 import sys
 from pathlib import Path
 
-from scipy import stats
-
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from cnn_jax import config as config_lib  # noqa: E402
+from cnn_jax.evaluation.statistics import t_interval  # noqa: E402
+from cnn_jax.report.runs import LADDER, SIZES, comparable, stage_of  # noqa: E402
 from cnn_jax.training.metrics import NAMES  # noqa: E402
 from cnn_jax.workdir import provenance  # noqa: E402
 from cnn_jax.workdir.layout import CONFIG_FILE  # noqa: E402
 from cnn_jax.workdir.records import read_metrics  # noqa: E402
-
-STAGES = ("basic", "baseline", "batchnorm", "dropout", "dropout_scheduled", "augment", "quickstart")
-STAGES += ("transfer", "transfer_lite", "transfer_finetune")
-# Keys in which a run may differ from its stage; they are shown next to the numbers.
-SHOWN = ("epochs", "finetune.epochs", "data.train_examples", "data.validation", "model.weights")
-
-
-def plain(config) -> dict:
-    """Returns a flat configuration as in JSON, without the seed and keys that do not affect numbers."""
-    flat = config_lib.with_defaults(json.loads(json.dumps(config_lib.flatten(config))))
-    return {key: value for key, value in flat.items() if key not in (*config_lib.FREE, "seed", "seeds")}
-
-
-def stage_of(config: dict) -> str:
-    """Returns the name of the stage that a configuration equals, except for `SHOWN`; "other" if there is none."""
-    for name in STAGES:
-        stage = plain(config_lib.load(ROOT / "configs" / f"{name}.py"))
-        if all(config.get(key) == stage[key] for key in stage if key not in SHOWN):
-            return name
-    return "other"
-
-
-def interval(values: list[float]) -> list[float] | None:
-    """Returns the 95 % confidence interval of the mean by Student's t distribution; None for a single value."""
-    if len(values) == 1:
-        return None
-    # The scale is applied here, because SciPy's is NaN if all values are equal.
-    low, high = stats.t.interval(0.95, len(values) - 1)
-    mean, error = statistics.fmean(values), float(stats.sem(values))
-    return [mean + float(low) * error, mean + float(high) * error]
 
 
 def origins(workdir: Path) -> list[dict]:
@@ -79,7 +48,7 @@ def collect(workdirs: list[Path]) -> list[dict]:
             print(f"{workdir}: not a finished run, left out", file=sys.stderr)
             continue
         held = json.loads(path.read_text())
-        config = plain(held)
+        config = comparable(held)
         new = {"config": config, "seeds": [], "runs": [], "provenance": []}
         row = groups.setdefault(json.dumps(config, sort_keys=True), new)
         seeds = {index: held["seed"] + index for index in range(held.get("seeds", 1))}
@@ -92,12 +61,12 @@ def collect(workdirs: list[Path]) -> list[dict]:
             row["provenance"] += [each for each in origins(workdir) if each not in row["provenance"]]
     for row in groups.values():
         config = row.pop("config")
-        row |= {"stage": stage_of(config)} | {key: config[key] for key in SHOWN if key in config}
+        row |= {"stage": stage_of(config) or "other"} | {key: config[key] for key in SIZES if key in config}
         columns = {name: [run[name] for run in row["runs"]] for name in NAMES}
         row["n"] = len(row["runs"])
         row["mean"] = {name: statistics.fmean(values) for name, values in columns.items()}
-        row["interval"] = {name: interval(values) for name, values in columns.items()}
-    order = {name: index for index, name in enumerate((*STAGES, "other"))}
+        row["interval"] = {name: t_interval(values) for name, values in columns.items()}
+    order = {name: index for index, name in enumerate((*LADDER, "other"))}
     return sorted(groups.values(), key=lambda row: (row["data.train_examples"], row["epochs"], order[row["stage"]]))
 
 

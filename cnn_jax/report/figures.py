@@ -70,10 +70,10 @@ def learning_curves(records: Records) -> Figure:
     """
     figure = Figure(figsize=(8, 3.1), layout="constrained")
     for axes, (measure, title) in zip(figure.subplots(1, 2), _MEASURES.items()):
-        _frame(axes, title)
-        _curve(axes, _per_epoch(records, measure), "training", GREY, "--")
-        _curve(axes, _of_split(records, "validation", measure), "validation", BLUE)
-        tests = _of_split(records, "test", measure)
+        frame(axes, title)
+        _curve(axes, per_epoch(records, measure), "training", GREY, "--")
+        _curve(axes, of_split(records, "validation", measure), "validation", BLUE)
+        tests = of_split(records, "test", measure)
         if tests:
             axes.plot(*tests[-1], "*", color=ORANGE, ms=10, label=f"test {_number(measure, tests[-1][1])}", zorder=3)
         _finish_curves(axes, measure)
@@ -86,9 +86,9 @@ def compare_runs(runs: Mapping[str, Records]) -> Figure:
     styles = itertools.cycle(itertools.product(("-", "--", ":"), _COLOURS))
     looks = {name: next(styles) for name in runs}
     for axes, (measure, title) in zip(figure.subplots(1, 2), _MEASURES.items()):
-        _frame(axes, f"Validation {title.lower()}")
+        frame(axes, f"Validation {title.lower()}")
         for name, records in runs.items():
-            _curve(axes, _of_split(records, "validation", measure), _plain(name), *reversed(looks[name]))
+            _curve(axes, of_split(records, "validation", measure), _plain(name), *reversed(looks[name]))
         _finish_curves(axes, measure)
     return figure
 
@@ -132,8 +132,8 @@ def reliability_diagram(bins: Sequence[Mapping[str, Any]]) -> Figure:
     """
     figure = Figure(figsize=(4.2, 4.6), layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
-    _frame(upper, "")
-    _frame(lower, "")
+    frame(upper, "")
+    frame(lower, "")
     full = [row for row in bins if row["count"]]
     left, width = [row["lower"] for row in full], bins[0]["upper"] - bins[0]["lower"]
     upper.bar(left, [row["accuracy"] for row in full], width, align="edge", color="#a6cee8", ec="white")
@@ -231,7 +231,7 @@ def _grid(count: int, columns: int, cell: tuple[float, float]) -> tuple[Figure, 
     return figure, grid
 
 
-def _frame(axes: Axes, title: str) -> None:
+def frame(axes: Axes, title: str) -> None:
     axes.set_title(title, size=11, loc="left", color=INK)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color("#c9ced4")
@@ -257,12 +257,12 @@ def _finish_curves(axes: Axes, measure: str) -> None:
         axes.legend(frameon=False, fontsize=9, labelcolor=INK)
 
 
-def _of_split(records: Records, split: str, measure: str) -> list[tuple[float, float]]:
+def of_split(records: Records, split: str, measure: str) -> list[tuple[float, float]]:
     """Returns (epoch, value) per record of a split. Values that were not finite are NaN, a gap in the curve."""
     return [(r["epoch"], _value(r, measure)) for r in records if r["split"] == split and measure in r]
 
 
-def _per_epoch(records: Records, measure: str) -> list[tuple[float, float]]:
+def per_epoch(records: Records, measure: str) -> list[tuple[float, float]]:
     """Returns the averages of the training records per epoch; a record may span two epochs and is divided."""
     train = [(r["epoch"], _value(r, measure)) for r in records if r["split"] == "train" and measure in r]
     if not train:
