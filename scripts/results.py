@@ -12,12 +12,11 @@ import statistics
 import sys
 from pathlib import Path
 
-from scipy import stats
-
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from cnn_jax import config as config_lib  # noqa: E402
+from cnn_jax.evaluation.statistics import interval  # noqa: E402
 from cnn_jax.training.metrics import NAMES  # noqa: E402
 from cnn_jax.workdir import provenance  # noqa: E402
 from cnn_jax.workdir.layout import CONFIG_FILE  # noqa: E402
@@ -42,16 +41,6 @@ def stage_of(config: dict) -> str:
         if all(config.get(key) == stage[key] for key in stage if key not in SHOWN):
             return name
     return "other"
-
-
-def interval(values: list[float]) -> list[float] | None:
-    """Returns the 95 % confidence interval of the mean by Student's t distribution; None for a single value."""
-    if len(values) == 1:
-        return None
-    # The scale is applied here, because SciPy's is NaN if all values are equal.
-    low, high = stats.t.interval(0.95, len(values) - 1)
-    mean, error = statistics.fmean(values), float(stats.sem(values))
-    return [mean + float(low) * error, mean + float(high) * error]
 
 
 def origins(workdir: Path) -> list[dict]:
