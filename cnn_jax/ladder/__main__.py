@@ -23,7 +23,7 @@ from cnn_jax import config as config_lib
 from cnn_jax.errors import UserError
 from cnn_jax.evaluation.statistics import interval
 from cnn_jax.ladder import plan, survey
-from cnn_jax.ladder.jobs import LOG_FILE, Cores, Ended, Processes
+from cnn_jax.ladder.jobs import LOG_FILE, Cores, Ended, Processes, is_locked
 from cnn_jax.ladder.plan import Run
 from cnn_jax.utils import progress, text
 
@@ -108,35 +108,35 @@ def _slots(jobs: int | None, missing: list[Run]) -> list[Cores]:
 
 def _train(processes: Processes, runs: list[Run], missing: list[Run]) -> list[Ended]:
     """Trains the missing runs, with progress on standard error; returns those that failed."""
-    total, ended, failed = sum(run.epochs for run in runs), 0, []
-    finished, begin = len(runs) - len(missing), time.monotonic()
-    before = _epochs_done(runs)
-    by_name = {run.name: run for run in runs}
+    left, failed = {run.name: run for run in missing}, []
+    finished, before, begin = len(runs) - len(missing), _epochs_done(runs), time.monotonic()
     with progress.bar(TextColumn("{task.fields[count]}")) as bar:
-        task = bar.add_task("Training", total=total, count="")
+        task = bar.add_task("Training", total=sum(run.epochs for run in runs), count="")
         _say(bar, f"{finished} of {text.count(len(runs), 'run')} finished; training {len(missing)}.")
-        for each in processes.run([run.job for run in missing]):
-            if each:
-                ended += 1
-                done, elapsed = _epochs_done(runs), time.monotonic() - begin
-                if each.error:
-                    failed.append(each)
-                    result = f"failed. {each.error}"
+        for run in filter(lambda run: is_locked(run.workdir), missing):
+            _say(bar, f"{run.name} is being trained by another process, which is waited for.")
+        for ended in processes.run([run.job for run in missing]):
+            done = _epochs_done(runs)
+            if ended:
+                run = left.pop(ended.job.name)
+                if ended.error:
+                    failed.append(ended)
+                    result = f"failed. {ended.error}"
                 else:
                     finished += 1
-                    scores = by_name[each.job.name].scores
-                    assert scores
-                    result = f"test accuracy {scores['accuracy']:.4f}"
-                left = sum(run.epochs for run in missing[ended:]) and (total - done) * elapsed / max(done - before, 1)
-                more = f", about {text.duration(left)} left" if left else ""
-                _say(bar, f"{each.job.name}: {result} ({finished} of {len(runs)} finished{more})")
-            if not bar.disable:
-                bar.update(task, completed=_epochs_done(runs), count=f"{finished}/{len(runs)} runs")
+                    assert run.scores
+                    result = f"test accuracy {run.scores['accuracy']:.4f}"
+                progressed, epochs_left = done - before, sum(each.epochs - each.epochs_done for each in left.values())
+                more = ""
+                if progressed and epochs_left:
+                    more = f", about {text.duration((time.monotonic() - begin) / progressed * epochs_left)} left"
+                _say(bar, f"{run.name}: {result} ({finished} of {len(runs)} finished{more})")
+            bar.update(task, completed=done, count=f"{finished}/{len(runs)} runs")
     return failed
 
 
 def _epochs_done(runs: Sequence[Run]) -> float:
-    return sum(min(run.epochs_done, run.epochs) for run in runs)
+    return sum(run.epochs_done for run in runs)
 
 
 def _say(bar: Progress, line: str) -> None:

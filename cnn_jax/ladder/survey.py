@@ -95,9 +95,9 @@ def _measure(values: dict[str, Any], began: float) -> Cost:
     config = ConfigDict(values)
     dataset, place = data.load(config.data), Placement.choose()
     # A part of each split, whose time is scaled: steps take the same time whatever the number of images.
-    size = max(config.batch_size, 2 * config.eval_batch_size)
+    most = max(config.batch_size, 2 * config.eval_batch_size)
     parts = {name: getattr(dataset, name) for name in ("train", "validation", "test")}
-    small = {name: Split(split.source, split.indices[:size]) for name, split in parts.items()}
+    small = {name: Split(split.source, split.indices[:most]) for name, split in parts.items()}
     images = {name: len(split) for name, split in parts.items()}
     begin = time.perf_counter()
     small["train"].images()
