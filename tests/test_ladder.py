@@ -127,7 +127,7 @@ def test_a_ladder_that_is_stopped_and_killed_ends_with_the_same_records(finished
         process.send_signal(signal.SIGTERM)
         output, messages = process.communicate(timeout=120)
     assert process.returncode == 128 + signal.SIGTERM
-    assert output == "Stopped; 0 runs of 4 finished. The same command resumes.\n"
+    assert output == "Stopped: 0 of 4 runs finished. The same command resumes.\n"
     assert "Stopping the runs, which save first." in messages and "Traceback" not in messages
     assert any(0 < int(path.name) < STEPS for path in saved(tmp_path))
 

@@ -58,8 +58,8 @@ def main(overrides: dict[str, str]) -> int:
     with Processes(slots) as processes:
         failed = _train(processes, runs, missing)
     if processes.signal:
-        finished = text.count(sum(run.scores is not None for run in runs), "run")
-        print(f"Stopped; {finished} of {len(runs)} finished. The same command resumes.")
+        finished = sum(run.scores is not None for run in runs)
+        print(f"Stopped: {finished} of {text.count(len(runs), 'run')} finished. The same command resumes.")
         return 128 + processes.signal
     _show_results(runs)
     for ended in failed:
@@ -69,7 +69,7 @@ def main(overrides: dict[str, str]) -> int:
     finished = [run.workdir for run in runs if run.scores]
     if write_report and finished:
         write_report(finished, Path(str(_REPORT.value)).expanduser())
-    return 1 if failed else 0
+    return int(len(finished) < len(runs))
 
 
 def _parse_jobs(value: str) -> int | None:
