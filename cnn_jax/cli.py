@@ -74,7 +74,9 @@ def parse_step(text: str | None) -> int | str:
     return int(text)
 
 
-def run(main: Callable[..., int | None], required: Sequence[str] = (), positional: bool = False) -> None:
+def run(
+    main: Callable[..., int | None], required: Sequence[str] = (), positional: bool = False, overrides: bool = False
+) -> None:
     """Parses the flags, runs `main` and exits with the status that it returns; a `UserError` is printed as one line.
 
     Args:
@@ -82,14 +84,19 @@ def run(main: Callable[..., int | None], required: Sequence[str] = (), positiona
       required: flags that must be given.
       positional: `main` takes one argument, the list of the arguments that are not flags; otherwise it takes none, and
         such arguments are an error.
+      overrides: `main` takes one argument, the overrides of config keys (see `split_overrides`).
     """
     runtime.prepare()
     logging.use_absl_handler()
     logging.set_verbosity(logging.ERROR)
 
+    changed: dict[str, str] = {}
+
     def parse(argv: list[str]) -> list[str]:
         try:
-            argv, overrides = split_overrides(argv) if "config" in flags.FLAGS else (argv, {})
+            if overrides or "config" in flags.FLAGS:
+                argv, found = split_overrides(argv)
+                changed.update(found)
             rest = flags.FLAGS(argv)
             for name in required:
                 if flags.FLAGS[name].value is None:
@@ -98,7 +105,7 @@ def run(main: Callable[..., int | None], required: Sequence[str] = (), positiona
                 raise UserError(f"Unexpected argument {rest[1]!r}: flags are written --NAME=VALUE.")
             if "config" in required:
                 config: Any = flags.FLAGS["config"]
-                config.value = config_lib.load(config.value, overrides)
+                config.value = config_lib.load(config.value, changed)
         except UserError as error:
             sys.exit(_fail(error))
         except flags.Error as error:
@@ -107,7 +114,7 @@ def run(main: Callable[..., int | None], required: Sequence[str] = (), positiona
 
     def guarded(argv: Sequence[str]) -> int | None:
         try:
-            status = main(list(argv[1:])) if positional else main()
+            status = main(*[list(argv[1:])] * positional, *[changed] * overrides)
             if sys.stdout:  # None where it is closed
                 sys.stdout.flush()  # here, so that a closed pipe causes no traceback
             return status

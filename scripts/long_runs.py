@@ -9,18 +9,17 @@ copies what a finished run recorded to reports/runs.
 """
 
 import argparse
+import functools
 import os
-import queue
-import signal
-import subprocess
 import sys
-import threading
 from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from cnn_jax.ladder import plan  # noqa: E402
+from cnn_jax.ladder.jobs import Job, Processes  # noqa: E402
 from cnn_jax.workdir.records import read_metrics  # noqa: E402
 
 LADDER = ("basic", "baseline", "batchnorm", "dropout", "dropout_scheduled", "augment")
@@ -54,14 +53,12 @@ PLANS = {
 }
 
 
-def command(run: Run, runs: Path, data: Path) -> list[str]:
+def command(run: Run, runs: Path, data: Path) -> tuple[str, ...]:
     """Returns the command that trains a run, or resumes it."""
     settings = {"data.dir": data, "tensorboard": "off"} | run.settings
     if run.stage.startswith("transfer"):
         settings["features.dir"] = runs / "features"  # of the frozen backbone, computed once for all seeds
-    options = [f"--config.{key}={value}" for key, value in settings.items()]
-    options += [f"--config={ROOT / 'configs' / run.stage}.py", f"--workdir={runs / run.name}"]
-    return [sys.executable, "-m", "cnn_jax.main", *options]
+    return plan.command(str(ROOT / "configs" / f"{run.stage}.py"), runs / run.name, settings)
 
 
 def is_finished(workdir: Path) -> bool:
@@ -80,6 +77,7 @@ def main() -> int:
     unknown = [name for name in options.plan.split(",") if name not in PLANS]
     if unknown:
         parser.error(f"there is no plan {unknown[0]}; the plans are {', '.join(PLANS)}")
+    options.runs, options.data = options.runs.resolve(), options.data.resolve()
     planned = [run for name in options.plan.split(",") for run in PLANS[name]]
     missing = [run for run in planned if not is_finished(options.runs / run.name)]
     print(f"{len(planned) - len(missing)} of {len(planned)} runs are finished.", flush=True)
@@ -91,43 +89,20 @@ def main() -> int:
 
 def train(missing: list[Run], runs: Path, data: Path) -> int:
     """Trains the runs in order, one per core; stops all of them at SIGINT or SIGTERM."""
-    waiting: queue.SimpleQueue[Run] = queue.SimpleQueue()
+    os.chdir(ROOT)  # where Python finds the package, for the runs
+    jobs = []
     for run in missing:
-        waiting.put(run)
-    stopped, failed, running = threading.Event(), [], set()
-
-    def stop(number, frame):
-        stopped.set()
-        for process in list(running):
-            process.send_signal(signal.SIGTERM)
-
-    def work(core: int) -> None:
-        while not stopped.is_set():
-            try:
-                run = waiting.get_nowait()
-            except queue.Empty:
-                return
-            print(f"core {core}: {run.name}", flush=True)
-            (runs / run.name).mkdir(parents=True, exist_ok=True)
-            with open(runs / run.name / "log.txt", "a") as log:
-                pinned = ["taskset", "-c", str(core), *command(run, runs, data)]
-                process = subprocess.Popen(pinned, cwd=ROOT, stdout=log, stderr=log)
-                running.add(process)
-                status = process.wait()
-                running.discard(process)
-            if status and not stopped.is_set():
-                failed.append(run.name)
-                print(f"core {core}: {run.name} failed; see {runs / run.name / 'log.txt'}", flush=True)
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, stop)
-    workers = [threading.Thread(target=work, args=(core,)) for core in sorted(os.sched_getaffinity(0))]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    print(f"{waiting.qsize()} runs are left." if stopped.is_set() else f"Done; failed: {', '.join(failed) or 'none'}.")
-    return 1 if failed or stopped.is_set() else 0
+        folder = runs / run.name
+        jobs.append(Job(run.name, command(run, runs, data), folder, functools.partial(is_finished, folder)))
+    failed, left = [], len(jobs)
+    with Processes([frozenset([core]) for core in sorted(os.sched_getaffinity(0))]) as processes:
+        for ended in filter(None, processes.run(jobs)):
+            left -= 1
+            print(f"{ended.job.name}: {ended.error or 'finished'}; {left} left", flush=True)
+            if ended.error:
+                failed.append(ended.job.name)
+    print(f"{left} runs are left." if processes.signal else f"Done; failed: {', '.join(failed) or 'none'}.")
+    return 128 + processes.signal if processes.signal else bool(failed)
 
 
 if __name__ == "__main__":

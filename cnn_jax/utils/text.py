@@ -4,3 +4,10 @@
 def count(number: int, noun: str) -> str:
     """Returns "1 image", "2 images" or "1,000 images"."""
     return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
+def duration(seconds: float) -> str:
+    """Returns "1:02:03" for hours, minutes and seconds."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}"

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from rich import progress as rich_progress
 from rich.console import Console
 
+from cnn_jax.utils.text import duration
+
 SECONDS_BETWEEN_LINES = 30.0
 
 
@@ -67,7 +69,7 @@ class Progress:
             rate = steps_per_second * self._images_per_step
             speed = {"images_per_second": round(rate, 1)}
             left = (self._total_steps - step) / steps_per_second
-            numbers += f"  {rate:,.0f} images/s  {_duration(left)} left"
+            numbers += f"  {rate:,.0f} images/s  {duration(left)} left"
         label = f"epoch {min(int(epoch) + 1, self._epochs)}/{self._epochs}"
         self._bar.update(self._task, completed=step, description=label, numbers=numbers)
         if not self._console.is_terminal and now - self._last_line > SECONDS_BETWEEN_LINES:
@@ -82,9 +84,3 @@ class Progress:
 
 def _numbers(values: Mapping[str, float]) -> str:
     return f"loss {values['loss']:.3f} accuracy {values['accuracy']:.3f}"
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}"

@@ -1,0 +1,1 @@
+"""Stages times seeds as one experiment: the plan, its processes, and its results."""
