@@ -20,7 +20,7 @@ sys.path.insert(0, str(ROOT))
 
 from cnn_jax.ladder import plan  # noqa: E402
 from cnn_jax.ladder.jobs import Job, Processes  # noqa: E402
-from cnn_jax.workdir.records import read_metrics  # noqa: E402
+from cnn_jax.workdir.records import read_metrics, scores_on_test  # noqa: E402
 
 LADDER = ("basic", "baseline", "batchnorm", "dropout", "dropout_scheduled", "augment")
 
@@ -63,7 +63,7 @@ def command(run: Run, runs: Path, data: Path) -> tuple[str, ...]:
 
 def is_finished(workdir: Path) -> bool:
     """Whether the run has been scored on the test split."""
-    return any(record["split"] == "test" for record in read_metrics(workdir))
+    return scores_on_test(read_metrics(workdir)) is not None
 
 
 def main() -> int:

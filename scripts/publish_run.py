@@ -18,7 +18,7 @@ sys.path.insert(0, str(ROOT))
 from cnn_jax.errors import UserError  # noqa: E402
 from cnn_jax.workdir import provenance  # noqa: E402
 from cnn_jax.workdir.layout import CONFIG_FILE, METRICS_FILE, PROVENANCE_FILE, TIMES_FILE  # noqa: E402
-from cnn_jax.workdir.records import read_metrics  # noqa: E402
+from cnn_jax.workdir.records import read_metrics, scores_on_test  # noqa: E402
 
 FILES = (CONFIG_FILE, METRICS_FILE, TIMES_FILE, PROVENANCE_FILE)
 
@@ -30,7 +30,7 @@ def publish(workdir: Path, target: Path, allow_dirty: bool = False) -> None:
       UserError: the run is not finished, a file or the provenance of its first steps is missing, or, without
         `allow_dirty`, it was trained with uncommitted changes.
     """
-    if not any(record["split"] == "test" for record in read_metrics(workdir)):
+    if not scores_on_test(read_metrics(workdir)):
         raise UserError(f"{workdir} is not a finished run: it has no scores on the test split. Train it to the end.")
     missing = [name for name in FILES if not (workdir / name).is_file()]
     segments = provenance.read(workdir)

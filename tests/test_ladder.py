@@ -232,6 +232,11 @@ def test_the_plan_takes_a_whole_seed_at_a_time(tmp_path):
     assert runs[0].state(100) == "to do" and not runs[0].epochs_done
 
 
+def test_the_command_starts_without_jax_and_matplotlib(command):
+    code = "import sys, cnn_jax.ladder.__main__; assert not {'jax', 'matplotlib', 'scipy', 'clu'} & set(sys.modules)"
+    assert command("", code=code).returncode == 0
+
+
 def test_the_time_of_a_plan_is_that_of_its_last_run():
     assert plan.duration([4, 1, 1, 1], 2) == 4
     assert plan.duration([1, 1, 1, 4], 2) == 5

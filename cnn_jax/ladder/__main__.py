@@ -19,11 +19,9 @@ from rich.table import Table
 from cnn_jax import cli
 from cnn_jax import config as config_lib
 from cnn_jax.errors import UserError
-from cnn_jax.evaluation.statistics import t_interval
 from cnn_jax.ladder import plan, survey
 from cnn_jax.ladder.jobs import LOG_FILE, Cores, Ended, Processes, is_locked
 from cnn_jax.ladder.plan import Run
-from cnn_jax.report.runs import write_report
 from cnn_jax.utils import progress, text
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the workdirs, which are named STAGE-SEED.")
@@ -67,6 +65,8 @@ def main(overrides: dict[str, str]) -> int:
         )
     finished = [run.workdir for run in runs if run.scores]
     if _REPORT.value and finished:
+        from cnn_jax.report.runs import write_report  # here, because JAX and matplotlib take a second to import
+
         write_report(finished, _REPORT.value, order="given")
         print(f"Report: {Path(_REPORT.value).expanduser() / 'index.html'}")
     return int(len(finished) < len(runs))
@@ -168,6 +168,8 @@ def _show_plan(runs: list[Run], slots: list[Cores]) -> None:
 
 def _show_results(runs: list[Run]) -> None:
     """Prints a row per stage: the mean test accuracy with its interval."""
+    from cnn_jax.evaluation.statistics import t_interval  # here, because SciPy takes half a second to import
+
     table = _table("stage", "n", "test accuracy", "95% interval", "not finished")
     for stage in dict.fromkeys(run.stage for run in runs):
         found = [run.scores for run in runs if run.stage == stage]

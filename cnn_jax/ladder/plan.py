@@ -15,7 +15,7 @@ from cnn_jax.errors import UserError
 from cnn_jax.ladder.jobs import Job, attempts, is_locked
 from cnn_jax.ladder.survey import Cost, size
 from cnn_jax.workdir.layout import CHECKPOINT_FOLDER, CONFIG_FILE, FEATURES_FOLDER
-from cnn_jax.workdir.records import read_metrics
+from cnn_jax.workdir.records import last_record, read_metrics, scores_on_test
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,8 +52,7 @@ class Run:
     @property
     def scores(self) -> dict[str, Any] | None:
         """The scores on the test split; None where the run is not finished."""
-        tests = [record for record in read_metrics(self.workdir) if record["split"] == "test"]
-        return tests[-1] if tests else None
+        return scores_on_test(read_metrics(self.workdir))
 
     @property
     def epochs(self) -> int:
@@ -62,9 +61,9 @@ class Run:
 
     @property
     def epochs_done(self) -> float:
-        """The epochs that have been recorded."""
-        records = read_metrics(self.workdir)
-        return records[-1]["epoch"] if records else 0
+        """The epochs after which the last record was written."""
+        record = last_record(self.workdir)
+        return record["epoch"] if record else 0
 
     @property
     def step(self) -> int:

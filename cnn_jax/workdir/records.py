@@ -2,13 +2,16 @@
 
 import json
 import math
+import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from cnn_jax.errors import UserError
 from cnn_jax.workdir.layout import METRICS_FILE, TENSORBOARD_FOLDER
+
+_TAIL = 2**16  # bytes at the end of metrics.jsonl that hold at least one record
 
 
 @runtime_checkable
@@ -143,6 +146,27 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list):
         return [_finite(each) for each in value]
     return value if math.isfinite(value) else None
+
+
+def last_record(workdir: Path) -> dict[str, Any] | None:
+    """Returns the record of a run that was written last, reading only the end of the file; None without records."""
+    try:
+        with (workdir / METRICS_FILE).open("rb") as file:
+            file.seek(max(file.seek(0, os.SEEK_END) - _TAIL, 0))
+            lines = file.read().splitlines()
+    except FileNotFoundError:
+        return None
+    for line in reversed(lines):
+        try:
+            return json.loads(line)
+        except ValueError:  # torn, or cut off at the beginning of what was read
+            continue
+    return None
+
+
+def scores_on_test(records: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """Returns the record of the test split, which a finished run has; None of an unfinished one."""
+    return next((record for record in reversed(records) if record["split"] == "test"), None)
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:

@@ -4,7 +4,8 @@ import pytest
 from tensorboard_events import read_scalars
 
 from cnn_jax.errors import UserError
-from cnn_jax.workdir.records import METRICS_FILE, Summaries, make_writer, read_metrics
+from cnn_jax.workdir.layout import METRICS_FILE
+from cnn_jax.workdir.records import Summaries, last_record, make_writer, read_metrics
 
 
 def test_records_are_json_lines_in_order(tmp_path):
@@ -53,3 +54,16 @@ def test_clus_writer_asks_for_tensorflow(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "clu.metric_writers", None)
     with pytest.raises(UserError, match=r"cnn_jax\[tensorflow\]"):
         make_writer("clu", tmp_path, 0)
+
+
+def test_the_last_record_is_read_from_the_end_of_the_file(tmp_path):
+    assert last_record(tmp_path) is None
+    path = tmp_path / METRICS_FILE
+    path.write_text("".join(f'{{"step": {step}, "epoch": 1, "split": "train"}}\n' for step in range(5000)))
+    assert path.stat().st_size > 2**17
+    assert last_record(tmp_path)["step"] == 4999
+    with path.open("a") as file:
+        file.write('{"step": 5000, "spl')  # torn: the process was killed
+    assert last_record(tmp_path)["step"] == 4999
+    path.write_text("no record\n")
+    assert last_record(tmp_path) is None
