@@ -15,15 +15,16 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from cnn_jax.errors import UserError  # noqa: E402
 from cnn_jax.evaluation.statistics import t_interval  # noqa: E402
-from cnn_jax.report.runs import LADDER, SIZES, comparable, stage_of  # noqa: E402
+from cnn_jax.report import runs  # noqa: E402
+from cnn_jax.report.runs import LADDER, SIZES, Row  # noqa: E402
 from cnn_jax.training.metrics import NAMES  # noqa: E402
 from cnn_jax.workdir import provenance  # noqa: E402
-from cnn_jax.workdir.layout import CONFIG_FILE  # noqa: E402
-from cnn_jax.workdir.records import read_metrics  # noqa: E402
+from cnn_jax.workdir.records import scores_on_test  # noqa: E402
 
 
-def origins(workdir: Path) -> list[dict]:
+def origins_of(workdir: Path) -> list[dict]:
     """Returns the provenance of a run as shown in a row; None values for a run without records of it."""
     found = [segment["provenance"] for segment in provenance.read(workdir)] or [{}]
     return [
@@ -38,36 +39,36 @@ def origins(workdir: Path) -> list[dict]:
     ]
 
 
+def summarise(group: Row) -> dict:
+    """Returns a row of the table: the scores of every seed, their means and intervals, and where they come from."""
+    tests = [scores_on_test(records) for records in group.records.values()]
+    found = [{name: test[name] for name in NAMES} for test in tests if test]
+    columns = {name: [run[name] for run in found] for name in NAMES}
+    origins = [each for workdir in group.workdirs for each in origins_of(workdir)]
+    return {
+        "seeds": list(group.records),
+        "runs": found,
+        "provenance": [each for index, each in enumerate(origins) if each not in origins[:index]],
+        "stage": group.stage or "other",
+        **{key: group.config[key] for key in SIZES if key in group.config},
+        "n": len(found),
+        "mean": {name: statistics.fmean(values) for name, values in columns.items()},
+        "interval": {name: t_interval(values) for name, values in columns.items()},
+    }
+
+
 def collect(workdirs: list[Path]) -> list[dict]:
-    """Returns one row per group of runs that differ only in their seed; unfinished runs are left out."""
-    groups: dict[str, dict] = {}
-    for workdir in workdirs:
-        path = workdir / CONFIG_FILE
-        tests = [record for record in read_metrics(workdir) if record["split"] == "test"]
-        if not path.exists() or not tests:
-            print(f"{workdir}: not a finished run, left out", file=sys.stderr)
-            continue
-        held = json.loads(path.read_text())
-        config = comparable(held)
-        new = {"config": config, "seeds": [], "runs": [], "provenance": []}
-        row = groups.setdefault(json.dumps(config, sort_keys=True), new)
-        seeds = {index: held["seed"] + index for index in range(held.get("seeds", 1))}
-        seeds = {index: seed for index, seed in seeds.items() if seed not in row["seeds"]}
-        for index, seed in seeds.items():
-            values = {name: each[index] for name, each in tests[-1].get("lanes", {}).items()} or tests[-1]
-            row["seeds"].append(seed)
-            row["runs"].append({name: values[name] for name in NAMES})
-        if seeds:
-            row["provenance"] += [each for each in origins(workdir) if each not in row["provenance"]]
-    for row in groups.values():
-        config = row.pop("config")
-        row |= {"stage": stage_of(config) or "other"} | {key: config[key] for key in SIZES if key in config}
-        columns = {name: [run[name] for run in row["runs"]] for name in NAMES}
-        row["n"] = len(row["runs"])
-        row["mean"] = {name: statistics.fmean(values) for name, values in columns.items()}
-        row["interval"] = {name: t_interval(values) for name, values in columns.items()}
+    """Returns one row per group of runs that differ only in their seed; unfinished runs are left out.
+
+    Raises:
+      UserError: a workdir does not exist, a file in it is damaged, or none is finished.
+    """
+    groups, left_out = runs.collect(workdirs, "given")
+    for workdir in left_out:
+        print(f"{workdir}: not a finished run, left out", file=sys.stderr)
     order = {name: index for index, name in enumerate((*LADDER, "other"))}
-    return sorted(groups.values(), key=lambda row: (row["data.train_examples"], row["epochs"], order[row["stage"]]))
+    rows = map(summarise, groups)
+    return sorted(rows, key=lambda row: (row["data.train_examples"], row["epochs"], order[row["stage"]]))
 
 
 def show_commit(origin: dict) -> str:
@@ -103,7 +104,10 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     parser.add_argument("--note", default="")
     arguments = parser.parse_args()
-    rows = collect(arguments.workdirs)
+    try:
+        rows = collect(arguments.workdirs)
+    except UserError as error:
+        sys.exit(f"Error: {error}")
     print(table(rows))
     if arguments.output:
         arguments.output.parent.mkdir(parents=True, exist_ok=True)

@@ -21,6 +21,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from cnn_jax import rng
 from cnn_jax.evaluation.scores import expected_calibration_error, worst_mistakes
+from cnn_jax.report.curves import Records, of_split, per_epoch
 from cnn_jax.report.diagram import network_diagram
 from cnn_jax.transforms.augment import Augmentation
 
@@ -40,8 +41,6 @@ __all__ = [
 BLUE, ORANGE, INK, GREY, LINE = "#0072b2", "#d55e00", "#1b1f24", "#656d76", "#e1e4e8"
 _COLOURS = (BLUE, ORANGE, "#009e73", "#cc79a7", "#56b4e9", "#e69f00", INK)
 _MEASURES = {"loss": "Loss", "accuracy": "Accuracy"}
-
-Records = Sequence[Mapping[str, Any]]
 
 
 def png(figure: Figure, dpi: int = 150) -> bytes:
@@ -255,31 +254,6 @@ def _finish_curves(axes: Axes, measure: str) -> None:
         axes.set_ylim(bottom=0)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(frameon=False, fontsize=9, labelcolor=INK)
-
-
-def of_split(records: Records, split: str, measure: str) -> list[tuple[float, float]]:
-    """Returns (epoch, value) per record of a split. Values that were not finite are NaN, a gap in the curve."""
-    return [(r["epoch"], _value(r, measure)) for r in records if r["split"] == split and measure in r]
-
-
-def per_epoch(records: Records, measure: str) -> list[tuple[float, float]]:
-    """Returns the averages of the training records per epoch; a record may span two epochs and is divided."""
-    train = [(r["epoch"], _value(r, measure)) for r in records if r["split"] == "train" and measure in r]
-    if not train:
-        return []
-    ends, values = map(np.array, zip(*train))
-    widths, finite = np.diff(ends, prepend=0), np.isfinite(values)
-    # The remainder of the last epoch gets a point of its own only if it is longer than a tenth of an epoch.
-    edges = np.append(np.arange(math.floor(ends[-1]) + 1), ends[-1:] if ends[-1] % 1 > 0.1 else [])
-    sums = [
-        np.interp(edges, [0, *ends], [0, *np.cumsum(np.where(finite, part, 0))]) for part in (values * widths, widths)
-    ]
-    total, width = map(np.diff, sums)
-    return list(zip(edges[1:].tolist(), np.where(width > 0, total / np.maximum(width, 1e-9), np.nan).tolist()))
-
-
-def _value(record: Mapping[str, Any], measure: str) -> float:
-    return math.nan if record[measure] is None else record[measure]
 
 
 def _number(measure: str, value: float) -> str:

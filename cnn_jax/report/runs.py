@@ -19,12 +19,13 @@ from cnn_jax import config as config_lib
 from cnn_jax import models
 from cnn_jax.errors import UserError
 from cnn_jax.evaluation.statistics import ENOUGH, false_discovery, paired_difference, t_interval
-from cnn_jax.report import figures, reference
+from cnn_jax.report import reference
+from cnn_jax.report.curves import of_split, per_epoch
 from cnn_jax.training.metrics import NAMES
 from cnn_jax.utils import files
 from cnn_jax.workdir import provenance
 from cnn_jax.workdir.layout import CONFIG_FILE, TIMES_FILE
-from cnn_jax.workdir.records import read_metrics
+from cnn_jax.workdir.records import read_metrics, scores_on_test
 
 LADDER = ("basic", "baseline", "batchnorm", "dropout", "dropout_scheduled", "augment", "modern", "transfer")
 LADDER += ("transfer_lite", "transfer_finetune", "speedrun", "quickstart")
@@ -59,8 +60,9 @@ class Row:
         """Returns `SCORES` of each seed, ascending; a value that was not finite is None."""
         found = {}
         for seed in sorted(self.records):
-            test = next(record for record in reversed(self.records[seed]) if record["split"] == "test")
-            epochs = figures.per_epoch(self.records[seed], "accuracy")
+            test = scores_on_test(self.records[seed])
+            assert test  # unfinished runs are left out
+            epochs = per_epoch(self.records[seed], "accuracy")
             train = epochs[-1][1] if epochs and math.isfinite(epochs[-1][1]) else None
             gap = None if train is None or test["accuracy"] is None else train - test["accuracy"]
             found[seed] = {name: test[name] for name in NAMES} | {"train_accuracy": train, "gap": gap}
@@ -68,18 +70,16 @@ class Row:
 
     def curve(self, split: str, measure: str) -> list[tuple[float, float, float, float]]:
         """Returns (epoch, mean, lowest, highest) over the seeds, at the epochs that all of them recorded."""
-        read = figures.per_epoch if split == "train" else functools.partial(_of_split, split)
-        by_seed = [dict(read(records, measure)) for records in self.records.values()]
+        by_seed = [
+            dict(per_epoch(records, measure) if split == "train" else of_split(records, split, measure))
+            for records in self.records.values()
+        ]
         points = []
         for epoch in sorted(set.intersection(*map(set, by_seed))):
             values = [each[epoch] for each in by_seed]
             if all(map(math.isfinite, values)):
                 points.append((epoch, statistics.fmean(values), min(values), max(values)))
         return points
-
-
-def _of_split(split: str, records: figures.Records, measure: str) -> list[tuple[float, float]]:
-    return figures.of_split(records, split, measure)
 
 
 def write_report(
@@ -133,7 +133,7 @@ def collect(workdirs: Sequence[Path], order: str = "ladder") -> tuple[list[Row],
         if not workdir.is_dir():
             raise UserError(f"There is no folder {workdir}: name the workdirs of runs.")
         records = read_metrics(workdir)
-        if not (workdir / CONFIG_FILE).exists() or not any(record["split"] == "test" for record in records):
+        if not (workdir / CONFIG_FILE).exists() or not scores_on_test(records):
             left_out.append(workdir)
             continue
         held = _read(workdir / CONFIG_FILE)
