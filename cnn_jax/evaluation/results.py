@@ -6,15 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from cnn_jax.errors import UserError
 from cnn_jax.evaluation import dataset, scores
 from cnn_jax.evaluation.dataset import Examples
 from cnn_jax.inference import Classifier, seeds
-from cnn_jax.utils import files, text
+from cnn_jax.utils import files, tables, text
 from cnn_jax.workdir.layout import EVALUATION_FILE
 
 # Title of each score, in the order of the tables, and whether it is shown as a percentage.
@@ -123,16 +121,11 @@ def _finite(value: Any) -> Any:
 
 def show(result: dict[str, Any], workdir: Path) -> None:
     """Prints the tables; without lines and colours if standard output is not a terminal."""
-    # Without markup, because rich would interpret [bold] and :smile: in the names of classes and folders.
-    console = Console(highlight=False, markup=False, emoji=False)
-    terminal = console.is_terminal
-    if not terminal:
-        console = Console(highlight=False, markup=False, emoji=False, width=240)  # so that no line is wrapped
+    console = tables.console()
     console.print(f"{workdir}\n{heading(result)}", style="bold", soft_wrap=True)
     for title, table in (("", _summary(result)), ("Classes", _classes(result)), _confusion(result)):
-        table.box = box.SIMPLE_HEAD if terminal else None
         console.print(title, style="bold", soft_wrap=True)
-        console.print(table)
+        tables.show(table, console)
     console.print()
 
 

@@ -60,7 +60,7 @@ class Classifier:
 
     @property
     def members(self) -> list[Any]:
-        """The variables of each seed that answers: several for an ensemble, otherwise one."""
+        """The variables of each seed that is used: several for an ensemble, otherwise one."""
         assert self.model
         return self.model[1] if self.seed == ENSEMBLE else [self.model[1]]
 

@@ -1,4 +1,4 @@
-"""The seeds of a run with several: one of them is chosen, or all of them answer as an ensemble."""
+"""The seeds of a run with several: one of them is used, or all of them as an ensemble."""
 
 import math
 import operator

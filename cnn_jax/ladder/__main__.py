@@ -11,8 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
-from rich import box
-from rich.console import Console
 from rich.progress import Progress, TextColumn
 from rich.table import Table
 
@@ -22,7 +20,7 @@ from cnn_jax.errors import UserError
 from cnn_jax.ladder import plan, survey
 from cnn_jax.ladder.jobs import LOG_FILE, Cores, Ended, Processes, is_locked
 from cnn_jax.ladder.plan import Run
-from cnn_jax.utils import progress, text
+from cnn_jax.utils import progress, tables, text
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the workdirs, which are named STAGE-SEED.")
 _STAGES = flags.DEFINE_list("stages", None, f"Stages, or paths of config files. {config_lib.stages_hint()}")
@@ -157,7 +155,7 @@ def _show_plan(runs: list[Run], slots: list[Cores]) -> None:
             space += needed
             time_left, disk = text.duration(seconds[-1]), _megabytes(needed)
         table.add_row(run.stage, str(run.seed), run.state(cost and cost.steps), time_left, disk)
-    _print(table)
+    tables.show(table, tables.console())
     finished = sum(run.scores is not None for run in runs)
     print(f"{finished} of {text.count(len(runs), 'run')} finished.", end=" ")
     if seconds:
@@ -178,7 +176,7 @@ def _show_results(runs: list[Run]) -> None:
         mean = f"{statistics.fmean(values):.4f}" if values else "-"
         between = f"[{bounds[0]:.4f}, {bounds[1]:.4f}]" if bounds else "-"
         table.add_row(stage, str(len(values)), mean, between, str(found.count(None) or ""))
-    _print(table)
+    tables.show(table, tables.console())
 
 
 def _table(*titles: str) -> Table:
@@ -186,15 +184,6 @@ def _table(*titles: str) -> Table:
     for column, title in zip(table.columns, titles):
         column.justify = "right" if title in ("n", "seed", "time left", "disk") else "left"
     return table
-
-
-def _print(table: Table) -> None:
-    # Without markup, because rich would interpret brackets in messages.
-    console = Console(highlight=False, markup=False, emoji=False)
-    table.box = box.SIMPLE_HEAD if console.is_terminal else None
-    if not console.is_terminal:
-        console = Console(highlight=False, markup=False, emoji=False, width=240)  # so that no line is wrapped
-    console.print(table)
 
 
 def _megabytes(size: int) -> str:

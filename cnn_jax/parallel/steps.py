@@ -66,10 +66,7 @@ class Chunk:
     def _make_zeros(self, *arguments: PyTree) -> Callable[[], Any]:
         state, rows, shared, own = arguments
         row = jax.tree.map(lambda x: x[0], rows)
-        of_seeds = self._step
-        if self._place.seeds is not None:
-            of_seeds = jax.vmap(self._step, in_axes=(0, 0 if self._seed_rows else None, None, 0))
-        _, shapes = jax.eval_shape(of_seeds, state, row, shared, own)
+        _, shapes = jax.eval_shape(self._over_seeds(self._step), state, row, shared, own)
         return jax.jit(
             lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes), out_shardings=self._place.state
         )

@@ -209,7 +209,7 @@ def _whisker(axes: Axes, interval: Sequence[float] | None, y: float) -> None:
 
 
 def _label(axes: Axes, y: int, name: str, first: str, second: str, narrow: bool) -> None:
-    """Writes the name of a row and two texts."""
+    """Labels a row with its name and two numbers, which are given as text."""
     name = _short(name, narrow).replace("$", r"\$")
     across = axes.get_yaxis_transform()
     if narrow:

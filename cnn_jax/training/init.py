@@ -62,8 +62,8 @@ class Initializer:
         Raises:
           UserError: the weights of a backbone cannot be had.
         """
-        make = self._make()
-        return [self._fit(make(rng.root(seed)), images) for seed in seeds]
+        make, fit = self._make(), self._make_fit(images)
+        return [fit(make(rng.root(seed))) for seed in seeds]
 
     def _make(self) -> Callable[[PRNGKeyArray], dict[str, PyTree]]:
         if self.weights == RANDOM:
@@ -84,10 +84,11 @@ class Initializer:
 
         return with_backbone
 
-    def _fit(self, variables: dict[str, PyTree], images: np.ndarray) -> dict[str, PyTree]:
-        """Completes the variables where the network's initialisation looks at training images."""
+    def _make_fit(self, images: np.ndarray) -> Callable[[dict[str, PyTree]], dict[str, PyTree]]:
+        """Returns what completes the variables where the network's initialisation looks at training images."""
         model = self.model
         if not isinstance(model, InitialisedFromImages):
-            return variables
+            return lambda variables: variables
+        first = images[: model.init_images]
         fit = jax.jit(lambda params, images: model.init_from_images(params, self.preprocess(images)))
-        return {**variables, "params": fit(variables["params"], images[: model.init_images])}
+        return lambda variables: {**variables, "params": fit(variables["params"], first)}

@@ -85,8 +85,8 @@ def _train(
 
     While the device trains a chunk, the metrics of the previous one are fetched.
     """
-    plan, schedule = experiment.plan, report.make_schedule(now)
-    score = None
+    plan, score = experiment.plan, None
+    schedule = _SaveSchedule(experiment.config.checkpoint, plan.total_steps, now)
     for phase in experiment.phases_from(now):
         if report.interrupted():
             break
@@ -181,10 +181,6 @@ class _Report:
                 jax.block_until_ready(self._experiment.arrays(phase, state.variables, split, self.interrupted))
             if slow:
                 progress.start()
-
-    def make_schedule(self, first_step: int) -> _SaveSchedule:
-        """Returns when checkpoints are due."""
-        return _SaveSchedule(self._experiment.config.checkpoint, self._total, first_step)
 
     @contextlib.contextmanager
     def profile(self, chunk: Chunk) -> Iterator[Callable[[Any], Any]]:

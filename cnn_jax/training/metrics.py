@@ -15,7 +15,7 @@ A metric is a `clu.metrics.Metric`, a flax dataclass whose fields are arrays, wi
 example.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.struct
 import jax
@@ -46,6 +46,27 @@ class _Counts(clu_metrics.Metric):
     predicted: Any
     actual: Any
 
+    axis: ClassVar[int | None] = None  # over which examples are counted: 0 per class, None for all classes at once
+
+    @classmethod
+    def from_model_output(
+        cls,
+        *,
+        logits: Float[Array, "batch classes"],
+        labels: Int[Array, " batch"],
+        mask: Bool[Array, " batch"],
+        **_,
+    ):
+        weight = mask.astype(jnp.float32)[:, None]
+        actual = jax.nn.one_hot(labels, logits.shape[-1]) * weight
+        predicted = cls.predict(logits) * weight
+        return cls((actual * predicted).sum(cls.axis), predicted.sum(cls.axis), actual.sum(cls.axis))
+
+    @staticmethod
+    def predict(logits: Float[Array, "batch classes"]) -> Float[Array, "batch classes"]:
+        """Returns 1 for the classes that are predicted, 0 for the others."""
+        raise NotImplementedError
+
     def merge(self, other):
         return jax.tree.map(jnp.add, self, other)
 
@@ -65,20 +86,11 @@ class MacroScores(_Counts):
     The class with the highest logit is the prediction. Equals scikit-learn's `average="macro", zero_division=0`.
     """
 
-    @classmethod
-    def from_model_output(
-        cls,
-        *,
-        logits: Float[Array, "batch classes"],
-        labels: Int[Array, " batch"],
-        mask: Bool[Array, " batch"],
-        **_,
-    ):
-        classes = logits.shape[-1]
-        weight = mask.astype(jnp.float32)[:, None]
-        actual = jax.nn.one_hot(labels, classes) * weight
-        predicted = jax.nn.one_hot(logits.argmax(-1), classes) * weight
-        return cls((actual * predicted).sum(0), predicted.sum(0), actual.sum(0))
+    axis: ClassVar[int | None] = 0
+
+    @staticmethod
+    def predict(logits: Float[Array, "batch classes"]) -> Float[Array, "batch classes"]:
+        return jax.nn.one_hot(logits.argmax(-1), logits.shape[-1])
 
     def compute(self) -> dict[str, jax.Array]:
         f1 = _ratio(2 * self.true_positive, self.predicted + self.actual)
@@ -95,19 +107,9 @@ class ThresholdScores(_Counts):
     exceeds 0.5 lowers only the recall.
     """
 
-    @classmethod
-    def from_model_output(
-        cls,
-        *,
-        logits: Float[Array, "batch classes"],
-        labels: Int[Array, " batch"],
-        mask: Bool[Array, " batch"],
-        **_,
-    ):
-        weight = mask.astype(jnp.float32)[:, None]
-        actual = jax.nn.one_hot(labels, logits.shape[-1]) * weight
-        predicted = (jax.nn.softmax(logits) > 0.5).astype(jnp.float32) * weight
-        return cls((actual * predicted).sum(), predicted.sum(), actual.sum())
+    @staticmethod
+    def predict(logits: Float[Array, "batch classes"]) -> Float[Array, "batch classes"]:
+        return (jax.nn.softmax(logits) > 0.5).astype(jnp.float32)
 
     def compute(self) -> dict[str, jax.Array]:
         return {"threshold_precision": self.precision, "threshold_recall": self.recall}

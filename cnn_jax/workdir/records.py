@@ -132,7 +132,7 @@ class Summaries:
             self._writer.write_texts(0, texts)
 
     def record(self, step: int, epoch: float, split: str, values: Mapping[str, Any]) -> None:
-        """Writes one record of numbers, and of lists of numbers a seed; what is not finite is null in JSON."""
+        """Writes a record of numbers, and of lists with one number per seed; in JSON, what is not finite is null."""
         self._file.write(json.dumps({"step": step, "epoch": epoch, "split": split} | _finite(values)) + "\n")
         self._file.flush()
         if self._writer:
