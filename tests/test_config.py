@@ -325,6 +325,7 @@ def test_a_workdir_takes_the_same_configuration_alone(tmp_path):
     config.batch_size = 64
     with pytest.raises(UserError, match=r"config\.batch_size is 32 there and 64 here"):
         config_lib.check_same(config, path)
-    path.write_text("{")
-    with pytest.raises(UserError, match="damaged"):
-        config_lib.check_same(config, path)
+    for damaged in ("{", "[]"):
+        path.write_text(damaged)
+        with pytest.raises(UserError, match="damaged"):
+            config_lib.check_same(config, path)

@@ -26,7 +26,7 @@ def check_same(config: ConfigDict, path: Path) -> None:
     """Raises a `UserError` where the JSON file at `path` holds a config that would compute other numbers."""
     try:
         held = flatten(json.loads(path.read_text()))
-    except ValueError:
+    except (ValueError, AttributeError):  # no JSON, or none with keys
         raise UserError(f"{path} is damaged: restore it, or take another --workdir.") from None
     asked = flatten(_as_json(config.to_dict()))
     held = with_defaults(held)

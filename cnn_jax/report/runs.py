@@ -24,7 +24,7 @@ from cnn_jax.report.curves import of_split, per_epoch
 from cnn_jax.training.metrics import NAMES
 from cnn_jax.utils import files
 from cnn_jax.workdir import provenance
-from cnn_jax.workdir.layout import CONFIG_FILE, TIMES_FILE
+from cnn_jax.workdir.layout import CONFIG_FILE, METRICS_FILE, TIMES_FILE
 from cnn_jax.workdir.records import read_metrics, scores_on_test
 
 LADDER = ("basic", "baseline", "batchnorm", "dropout", "dropout_scheduled", "augment", "modern", "transfer")
@@ -133,10 +133,13 @@ def collect(workdirs: Sequence[Path], order: str = "ladder") -> tuple[list[Row],
         if not workdir.is_dir():
             raise UserError(f"There is no folder {workdir}: name the workdirs of runs.")
         records = read_metrics(workdir)
-        if not (workdir / CONFIG_FILE).exists() or not scores_on_test(records):
+        scores = scores_on_test(records)
+        if not (workdir / CONFIG_FILE).exists() or not scores:
             left_out.append(workdir)
             continue
-        held = _read(workdir / CONFIG_FILE)
+        if not scores.keys() >= set(NAMES):
+            raise _damaged(workdir / METRICS_FILE)
+        held = _read(workdir / CONFIG_FILE, "seed")
         config = comparable(held)
         stage = stage_of(config)
         key = json.dumps(config, sort_keys=True)
@@ -175,11 +178,19 @@ def _stages() -> dict[str, dict[str, Any]]:
     return {name: comparable(config_lib.load(name)) for name in existing}
 
 
-def _read(path: Path) -> Any:
+def _read(path: Path, *keys: str) -> dict[str, Any]:
+    """Returns the content of a JSON file, which must have these keys."""
     try:
-        return json.loads(path.read_text())
+        content = json.loads(path.read_text())
     except ValueError:
-        raise UserError(f"{path} is damaged: restore it, or leave this run out.") from None
+        content = None
+    if not isinstance(content, dict) or not content.keys() >= set(keys):
+        raise _damaged(path)
+    return content
+
+
+def _damaged(path: Path) -> UserError:
+    return UserError(f"{path} is damaged: restore it, or leave this run out.")
 
 
 def _name_of(workdir: Path) -> str:

@@ -291,6 +291,22 @@ def test_user_errors(tmp_path):
         runs.write_report([broken], tmp_path / "report")
 
 
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("config.json", "{}"),
+        ("config.json", "[]"),
+        ("times.json", "[]"),
+        ("metrics.jsonl", '{"step": 9, "epoch": 1, "split": "test"}'),
+    ],
+)
+def test_a_file_that_lacks_what_it_must_have_is_damaged(tmp_path, name, content):
+    workdir = make_run(tmp_path, "basic", [0.5])
+    (workdir / name).write_text(content)
+    with pytest.raises(UserError, match=f"{name} is damaged"):
+        runs.write_report([workdir], tmp_path / "report")
+
+
 def test_the_command(tmp_path, command):
     workdirs = [make_run(tmp_path, "basic", [0.5]), tmp_path / "unfinished"]
     workdirs[1].mkdir()
