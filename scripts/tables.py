@@ -11,7 +11,6 @@ docstring of a stage has the mean and interval of its quick runs.
 import argparse
 import difflib
 import hashlib
-import itertools
 import json
 import re
 import sys

@@ -56,3 +56,12 @@ def test_means_and_intervals():
     assert tables.accuracy(row) == ".530 [.440, .620], n = 3"
     assert tables.accuracy({"runs": row["runs"][:1]}) == ".500, n = 1"
     assert tables.accuracy(None) == ""
+
+
+def test_the_figure_shows_every_level_of_both():
+    rows = tables.summarised(tables.QUICK)
+    figure = tables.ladder_figures.beside_reference(rows)
+    left, right = ([text.get_text().strip() for text in axes.texts] for axes in figure.axes)
+    assert {"10.0", "78.8", "80.8", "86.3", "no number", "basic", "augment"} <= set(left)
+    assert {f"{100 * row['mean']['accuracy']:.1f}" for row in rows} <= set(right)
+    assert "5,000 images, 10 epochs, n = 5" in right
