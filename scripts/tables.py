@@ -397,10 +397,10 @@ def main() -> int:
     for path, content in found.items():
         print(f"{'stale' if check else 'updated'}: {path.relative_to(ROOT)}")
         if check and isinstance(content, str):
+        if check and isinstance(content, str):
             held = path.read_text().splitlines() if path.exists() else []
-            print(
-                "\n".join(list(difflib.unified_diff(held, content.splitlines(), "is", "should be", lineterm=""))[:20])
-            )
+            difference = difflib.unified_diff(held, content.splitlines(), "is", "should be", lineterm="")
+            print("\n".join(list(difference)[:20]))
         elif not check:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content.encode() if isinstance(content, str) else content)
