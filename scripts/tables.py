@@ -397,7 +397,6 @@ def main() -> int:
     for path, content in found.items():
         print(f"{'stale' if check else 'updated'}: {path.relative_to(ROOT)}")
         if check and isinstance(content, str):
-        if check and isinstance(content, str):
             held = path.read_text().splitlines() if path.exists() else []
             difference = difflib.unified_diff(held, content.splitlines(), "is", "should be", lineterm="")
             print("\n".join(list(difference)[:20]))
