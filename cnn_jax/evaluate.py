@@ -1,8 +1,9 @@
 """Evaluates a run: python -m cnn_jax.evaluate --workdir=/tmp/bn [--split=test] [--report=DIR] [--step=best|latest|N]
 [--seed=INDEX|ensemble].
 
-Prints the scores and writes them to evaluation.json in the workdir; --report=DIR adds a page with figures. To evaluate
-on your own photographs, in one folder per class: --data.name=folder --data.dir=PHOTOGRAPHS.
+Prints the scores and writes them to evaluation.json in the workdir, or, for another split or data set, to
+evaluation-SPLIT.json or evaluation-NAME-SPLIT.json; --report=DIR adds a page with figures. To evaluate on your own
+photographs, in one folder per class: --data.name=folder --data.dir=PHOTOGRAPHS.
 """
 
 from pathlib import Path
@@ -41,7 +42,7 @@ def main() -> int:
     log_probs = dataset.predict(classifier, examples)
     result = {"checkpoint": str(step)} | results.measure(classifier, examples, log_probs, workdir)
     results.show(result, workdir)
-    written = [results.write(result, workdir)]
+    written = [results.write(result, workdir, results.file_name(result, examples.own))]
     if folder:
         from cnn_jax.report import html  # importing matplotlib takes a second
 

@@ -4,7 +4,8 @@ CONFIG_FILE = "config.json"  # the configuration of the run
 METRICS_FILE = "metrics.jsonl"  # one record per line: step, epoch, split and values
 TIMES_FILE = "times.json"  # seconds per part of the run
 PROVENANCE_FILE = "provenance.json"  # source, versions and hardware of the steps
-EVALUATION_FILE = "evaluation.json"  # the result of the last `cnn_jax.evaluate`
+EVALUATION_FILE = "evaluation.json"  # the result of the last `cnn_jax.evaluate` on the test split
+PREDICTIONS_FILE = "predictions.npz"  # on the test and validation images, for `cnn_jax.report`
 
 CHECKPOINT_FOLDER = "checkpoints"  # one Orbax checkpoint per step
 FEATURES_FOLDER = "features"  # cached features of a frozen backbone
