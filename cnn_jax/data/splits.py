@@ -185,6 +185,8 @@ def make_splits(name: str, train: Source, test: Source | None, config: Any) -> D
     validation = take(int(count), "config.data.validation", 1)
     if config.train_examples:
         pool = take(config.train_examples, "config.data.train_examples", 2)
+    for source in (train, test):
+        _check_labels(name, source)
     splits = {
         "train": Split(train, pool),
         "validation": Split(train, validation),
@@ -194,6 +196,17 @@ def make_splits(name: str, train: Source, test: Source | None, config: Any) -> D
         if not len(splits[split]):
             raise UserError(f"The {split} split of {name} is empty: lower config.data.validation or add images.")
     return Dataset(name, train.class_names, **splits)
+
+
+def _check_labels(name: str, source: Source) -> None:
+    """Raises a `UserError` for a label that is no class: it would be trained on as an image of no class at all."""
+    wrong = np.flatnonzero((source.labels < 0) | (source.labels >= len(source.class_names)))
+    if len(wrong):
+        first = int(wrong[0])
+        raise UserError(
+            f"{text.count(len(wrong), 'label')} of {name} {'is' if len(wrong) == 1 else 'are'} not from 0 to "
+            f"{len(source.class_names) - 1}, the first {source.labels[first]} of {source.name(first)}: correct the data."
+        )
 
 
 def stratified(
@@ -219,3 +232,25 @@ def stratified(
     drawn = [generator.permutation(pool[labels[pool] == label])[:n] for label, n in zip(classes, quota)]
     chosen = np.sort(np.concatenate(drawn)) if drawn else pool[:0]
     return chosen, np.setdiff1d(pool, chosen, assume_unique=True)
+
+
+def balanced_weights(labels: Int32[np.ndarray, " n"], class_names: Sequence[str]) -> tuple[float, ...]:
+    """Returns images / (classes * images of the class) for each class, as scikit-learn's "balanced" (King and Zeng 2001).
+
+    The mean over the images is 1, so that the size of gradients stays what it was.
+
+    Args:
+      labels: of the training images.
+      class_names: of all classes.
+
+    Raises:
+      UserError: a class has no training images.
+    """
+    counts = np.bincount(labels, minlength=len(class_names))
+    missing = [name for name, count in zip(class_names, counts) if not count]
+    if missing:
+        raise UserError(
+            f"config.data.class_weights is 'balanced', but there are no training images of {', '.join(missing)}: add "
+            "some, or set it to none."
+        )
+    return tuple((len(labels) / (len(class_names) * counts)).tolist())

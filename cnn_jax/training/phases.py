@@ -67,6 +67,7 @@ def make_phases(
     place: Placement,
     *,
     reuse_features: bool,
+    class_weights: tuple[float, ...] | None = None,
     pipeline: type[Pipeline] = Resident,
 ) -> list[Phase]:
     """Returns the phases of a run: training and, where the configuration asks for it, fine-tuning.
@@ -79,6 +80,7 @@ def make_phases(
       plan: of the run.
       place: how seeds and batches are laid out.
       reuse_features: whether features of a frozen backbone may be computed once instead of in every epoch.
+      class_weights: factors of the training loss; None for 1 everywhere.
       pipeline: how a row becomes a batch.
     """
     phases: list[Phase] = []
@@ -100,6 +102,8 @@ def make_phases(
             own.label_smoothing,
             own.diagnostics,
             average if average.enabled else None,
+            class_weights,
+            skip_not_finite=own.on_nan == "skip",
         )
         phases.append(
             Phase(

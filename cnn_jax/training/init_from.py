@@ -1,0 +1,90 @@
+"""A run that starts from the checkpoint of another one (`config.init_from`)."""
+
+import dataclasses
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+from cnn_jax.errors import UserError
+from cnn_jax.training.feature_cache import fingerprint
+from cnn_jax.utils.text import count
+from cnn_jax.workdir.checkpoint import restore_model
+from cnn_jax.workdir.layout import CHECKPOINT_FOLDER
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceRun:
+    """The run that another one starts from.
+
+    Attributes:
+      workdir: as in `config.init_from`.
+      step: the best by validation accuracy, as inference uses it.
+      variables: {params, batch_stats}; of several seeds those of the first.
+      metadata: of the checkpoint.
+    """
+
+    workdir: str
+    step: int
+    variables: Mapping[str, PyTree]
+    metadata: Mapping[str, Any]
+
+    @classmethod
+    def read(cls, workdir: str) -> "SourceRun":
+        """Reads the best checkpoint of a run.
+
+        Raises:
+          UserError: there is none, or it is damaged.
+        """
+        try:
+            step, variables, metadata = restore_model(Path(workdir).expanduser() / CHECKPOINT_FOLDER, "best")
+        except UserError as error:
+            raise UserError(f"config.init_from is {workdir!r}: {error}") from None
+        if metadata["config"].get("seeds", 1) > 1:
+            variables = jax.tree.map(lambda x: x[0], variables)
+        return cls(workdir, step, jax.tree.map(np.asarray, variables), metadata)
+
+    def fresh(self, variables: Mapping[str, PyTree], of_classes: Collection[tuple[str, ...]]) -> list[str]:
+        """Returns the layers of a network that start fresh, because this run has none of that name and shape.
+
+        Args:
+          variables: of that network, {params, batch_stats}.
+          of_classes: the paths of the variables that belong to classes, where its classes are not those of this run.
+
+        Raises:
+          UserError: no layer fits.
+        """
+        own, held = map(flax.traverse_util.flatten_dict, (variables, self.variables))
+        unfit = [path for path, leaf in own.items() if path in of_classes or np.shape(held.get(path)) != leaf.shape]
+        if not {path for path in own if path[0] == "params"} - set(unfit):
+            raise UserError(
+                f"config.init_from is {self.workdir!r}, of which no layer fits: take a run with the same "
+                "config.model.name and similar config.model keys."
+            )
+        return list(dict.fromkeys("/".join(path[1:-1]) for path in unfit))
+
+    def put_into(self, variables: Mapping[str, PyTree], fresh: Collection[str]) -> dict[str, PyTree]:
+        """Returns variables, {params, batch_stats}, with the values of this run in all layers but the `fresh` ones."""
+        held = flax.traverse_util.flatten_dict(self.variables)
+        new = {
+            path: leaf if "/".join(path[1:-1]) in fresh else jnp.asarray(held[path])
+            for path, leaf in flax.traverse_util.flatten_dict(variables).items()
+        }
+        return {"batch_stats": {}} | flax.traverse_util.unflatten_dict(new)
+
+    def record(self, fresh: list[str]) -> dict[str, Any]:
+        """Returns what provenance.json says of the start, as JSON."""
+        digest = fingerprint([], self.variables)
+        return {"init_from": self.workdir, "step": self.step, "digest": digest, "fresh": fresh}
+
+
+def describe(origin: Mapping[str, Any]) -> str:
+    """Returns `SourceRun.record` as a sentence."""
+    fresh = origin["fresh"]
+    rest = f"{count(len(fresh), 'layer')} fresh, not fitting: {', '.join(fresh)}" if fresh else "all layers fit"
+    return f"Starting from step {origin['step']:,} of {origin['init_from']} (digest {origin['digest']}); {rest}."
