@@ -71,9 +71,7 @@ KEYS = {
         "shift": Key(0, whole(0), "average over images shifted by this many pixels too, here and in later inference"),
     },
     "early_stopping": {
-        "patience": Key(
-            0, whole(0), "end the run after so many epochs without a better validation accuracy; 0: never"
-        ),
+        "patience": Key(0, whole(0), "end the run after so many epochs without a better validation accuracy; 0: never"),
         "min_delta": Key(0.0, SHARE, "by how much a validation accuracy must exceed the best one to be better"),
     },
     "checkpoint": {

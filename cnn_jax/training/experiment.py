@@ -29,6 +29,7 @@ from cnn_jax.training.plan import Plan
 from cnn_jax.training.state import TrainState
 from cnn_jax.transforms.preprocess import Preprocessing
 from cnn_jax.workdir.checkpoint import FINGERPRINT, Checkpoints
+from cnn_jax.workdir.layout import FEATURES_FOLDER
 
 
 class Experiment:
@@ -227,3 +228,10 @@ class Experiment:
             return cache.get(images, split, stop)
 
         return compute
+
+
+def features_folder(config: ConfigDict, workdir: Path) -> Path | None:
+    """Returns where features of a frozen backbone are cached, or None."""
+    if not config.features.cache:
+        return None
+    return Path(config.features.dir).expanduser() if config.features.dir else workdir / FEATURES_FOLDER

@@ -13,23 +13,25 @@ from ml_collections import ConfigDict
 
 from cnn_jax import config as config_lib
 from cnn_jax import data
+from cnn_jax.data import summary
 from cnn_jax.errors import UserError
 from cnn_jax.models.summary import model_table
 from cnn_jax.parallel.placement import describe_devices
 from cnn_jax.training import early_stopping, init_from
-from cnn_jax.training.experiment import Experiment
+from cnn_jax.training.diagnosis import first_not_finite
+from cnn_jax.training.experiment import Experiment, features_folder
 from cnn_jax.training.feature_cache import Stopped
 from cnn_jax.training.metrics import NAMES
 from cnn_jax.training.phases import Phase
 from cnn_jax.training.plan import Chunk
-from cnn_jax.training.recorder import Recorder
+from cnn_jax.training.recorder import NotFinite, Recorder
 from cnn_jax.training.state import TrainState
 from cnn_jax.utils import files
 from cnn_jax.utils.text import count
 from cnn_jax.workdir import provenance
 from cnn_jax.workdir.checkpoint import FINGERPRINT, Checkpoints
 from cnn_jax.workdir.interrupt import Interrupt
-from cnn_jax.workdir.layout import CHECKPOINT_FOLDER, CONFIG_FILE, FEATURES_FOLDER, PROFILE_FOLDER, TIMES_FILE
+from cnn_jax.workdir.layout import CHECKPOINT_FOLDER, CONFIG_FILE, PROFILE_FOLDER, TIMES_FILE
 from cnn_jax.workdir.records import read_metrics
 from cnn_jax.workdir.stopwatch import Stopwatch
 
@@ -53,7 +55,7 @@ def train(config: ConfigDict, workdir: str) -> int:
     config_lib.validate(config)
     folder, watch = Path(workdir).expanduser(), Stopwatch()
     longer = _open_workdir(config, folder)
-    experiment = Experiment(config, data.load(config.data), _features_folder(config, folder))
+    experiment = Experiment(config, data.load(config.data), features_folder(config, folder))
     with Interrupt() as interrupt, Checkpoints(folder / CHECKPOINT_FOLDER, experiment.metadata) as checkpoints:
         with watch.measure("initialise"):
             # 1. This run's last checkpoint. 2. Another run's. 3. Pretrained weights. 4. Random weights.
@@ -69,6 +71,14 @@ def train(config: ConfigDict, workdir: str) -> int:
                     return 0
                 saved = ", which is saved: the same command resumes from there" if now else ""
                 report.say(f"Stopped at step {now:,}{saved}.")
+            except NotFinite as error:
+                report.say("The loss is not finite: looking for the first step and layer.")
+                found = first_not_finite(experiment, checkpoints, error.chunk)
+                where = f": first in {found}" if found else ""
+                raise UserError(
+                    f"{error}, which are not saved{where}. Lower config.optimizer.learning_rate (in another "
+                    "--workdir), or resume with --config.on_nan=skip or --config.on_nan=continue."
+                ) from None
             except Stopped:
                 report.say("Stopped; the features so far are kept: the same command resumes from there.")
         assert interrupt.signal  # nothing else stops a run
@@ -153,6 +163,7 @@ class _Report:
         self._experiment, self._recorder, self._folder = experiment, recorder, folder
         self._total, self._interrupt, self._start = experiment.plan.total_steps, interrupt, start
         self.watch, self.say = watch, recorder.progress.say
+        self._explained = False
         self._finished = self.ended(start)  # by an earlier process, which may not have scored the test split
 
     def interrupted(self) -> bool:
@@ -182,7 +193,9 @@ class _Report:
             origin = {"longer": longer}
             changes = ", ".join(f"config.{key} {here} (was {there})" for key, (there, here) in longer.items())
             tested = any(record["split"] == "test" for record in read_metrics(self._folder))
-            again = " The test split will be scored again, at the new end: choose by validation alone." if tested else ""
+            again = (
+                " The test split will be scored again, at the new end: choose by validation alone." if tested else ""
+            )
             self.say(f"The run becomes longer: {changes}.{again}")
         if not (self._finished and self._recorded_test(self._start)):
             current = provenance.collect(self._experiment.place.layout, self._experiment.metadata[FINGERPRINT])
@@ -225,8 +238,22 @@ class _Report:
                 scores = self._experiment.evaluate(state.variables, "validation", step)
             if scores:
                 self._recorder.summaries.record(step, epoch, "validation", scores)
-        self._recorder.progress.epoch_ended(epoch, self._recorder.values, scores)
+        training = self._recorder.epoch_average()
+        self._recorder.progress.epoch_ended(epoch, training, scores)
+        self._explain(training, scores, step)
         return scores.get("accuracy")
+
+    def _explain(self, training: dict[str, float], scores: dict[str, Any], step: int) -> None:
+        """Says once why a network that learns can be worse than guessing on the validation images."""
+        momentum = self._experiment.config.model.get("bn_momentum", 0.0)
+        initial = momentum**step  # share of the initial values in BatchNorm's running statistics
+        guessing = math.log(self._experiment.model.num_classes)
+        if not self._explained and scores and scores["loss"] > guessing > training["loss"] and initial > 0.01:
+            self._explained = True
+            self.say(
+                f"The validation loss is high because BatchNorm's running statistics, with config.model.bn_momentum="
+                f"{momentum:g}, still hold {initial:.0%} of their initial values; some hundred steps mend it."
+            )
 
     def end(self, state: TrainState, step: int) -> None:
         """Scores the test split once at the last step, and prints the scores and the times."""
@@ -244,7 +271,7 @@ class _Report:
         variables, partition = experiment.place.seed(state.variables), experiment.phases[0].step.partition
         labels = partition.labels if partition else None
         table = model_table(experiment.model, variables, experiment.image_size, labels)
-        self.say(f"{table}\n{experiment.splits.dataset.describe()}")
+        self.say("\n".join([table, *summary.describe(experiment.splits.dataset)]))
         self._say_duplicates(*SCORED)
         if experiment.origin:
             self.say(init_from.describe(experiment.origin))
@@ -305,10 +332,3 @@ def _open_workdir(config: ConfigDict, folder: Path) -> dict[str, tuple[Any, Any]
     if (folder / CONFIG_FILE).exists():
         return config_lib.check_same(config, folder / CONFIG_FILE)
     return {}
-
-
-def _features_folder(config: ConfigDict, workdir: Path) -> Path | None:
-    """Returns where features of a frozen backbone are cached, or None."""
-    if not config.features.cache:
-        return None
-    return Path(config.features.dir).expanduser() if config.features.dir else workdir / FEATURES_FOLDER

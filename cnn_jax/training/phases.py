@@ -112,7 +112,7 @@ def make_phases(
                 step,
                 learning_rate,
                 on_features,
-                train=Chunk(_on_rows(step, pipeline.batch), place),
+                train=Chunk(on_rows(step, pipeline.batch), place),
                 evaluate=Evaluator(EvalStep(model, step.inputs), own.eval_batch_size, place),
                 place=place,
             )
@@ -120,7 +120,9 @@ def make_phases(
     return phases
 
 
-def _on_rows(step: TrainStep, batch: Callable[[Any, Any], Batch]) -> Step:
+def on_rows(step: TrainStep, batch: Callable[[Any, Any], Batch]) -> Step:
+    """Returns a train step that takes a row of a pipeline in place of a batch."""
+
     def on_row(state, row, shared, key):
         return step(state, batch(row, shared), key)
 

@@ -25,7 +25,6 @@ from cnn_jax.training.inputs import Batch, Inputs
 from cnn_jax.training.metrics import Classification, TrainMetrics
 from cnn_jax.training.state import TrainState
 
-
 SKIPPED = "skipped"  # the metric of `TrainStep.skip_not_finite`
 
 

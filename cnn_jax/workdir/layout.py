@@ -4,6 +4,7 @@ CONFIG_FILE = "config.json"  # the configuration of the run
 METRICS_FILE = "metrics.jsonl"  # one record per line: step, epoch, split and values
 TIMES_FILE = "times.json"  # seconds per part of the run
 PROVENANCE_FILE = "provenance.json"  # source, versions and hardware of the steps
+RANGE_TEST_FILE = "learning_rate.json"  # the learning-rate range test, and beside it a figure, learning_rate.png
 EVALUATION_FILE = "evaluation.json"  # the result of the last `cnn_jax.evaluate`
 
 CHECKPOINT_FOLDER = "checkpoints"  # one Orbax checkpoint per step
