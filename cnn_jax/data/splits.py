@@ -258,7 +258,8 @@ def stratified(
 def balanced_weights(labels: Int32[np.ndarray, " n"], class_names: Sequence[str]) -> tuple[float, ...]:
     """Returns images / (classes * images of the class) for each class, scikit-learn's "balanced".
 
-    Source: King and Zeng 2001, Logistic Regression in Rare Events Data. The mean over the images is 1, so that the size of gradients stays what it was.
+    Source: King and Zeng 2001, Logistic Regression in Rare Events Data. The mean over the images is 1,
+    so that the size of gradients stays what it was.
 
     Args:
       labels: of the training images.

@@ -80,8 +80,8 @@ class _Finder:
         return jnp.stack([_all_finite(tree) for tree in found.values()])
 
 
-def _by_layer(tree: PyTree) -> dict[str, list[jax.Array]]:
-    layers: dict[str, list[jax.Array]] = {}
+def _by_layer(tree: PyTree) -> dict[str, list[PyTree]]:
+    layers: dict[str, list[PyTree]] = {}
     for path, leaf in flax.traverse_util.flatten_dict(tree).items():
         if leaf is not None:
             layers.setdefault(_name(path[:-1]), []).append(leaf)

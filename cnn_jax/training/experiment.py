@@ -214,10 +214,9 @@ class Experiment:
             return set()
         larger = models.build(self.config.model, self.model.num_classes + 1, self.config.dtype)
         initializers = self._initializer, dataclasses.replace(self._initializer, model=larger)
-        ours, others = (
-            flax.traverse_util.flatten_dict(jax.eval_shape(each.random, rng.root(0))) for each in initializers
-        )
-        return {path for path, leaf in ours.items() if leaf.shape != others[path].shape}
+        ours, others = (jax.eval_shape(each.random, rng.root(0)) for each in initializers)
+        differ = jax.tree.map(lambda a, b: a.shape != b.shape, ours, others)
+        return {path for path, differs in flax.traverse_util.flatten_dict(differ).items() if differs}
 
     def _feature_cache(self, variables: PyTree, stop: Callable[[], bool]) -> Callable[..., Any]:
         folder, model = self._features, self.model

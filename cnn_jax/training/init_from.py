@@ -59,8 +59,9 @@ class SourceRun:
         Raises:
           UserError: no layer fits.
         """
-        own, held = map(flax.traverse_util.flatten_dict, (variables, self.variables))
-        unfit = [path for path, leaf in own.items() if path in of_classes or np.shape(held.get(path)) != leaf.shape]
+        own, held = _flat(variables), _flat(self.variables)
+        fits = {path: path in held and held[path].shape == leaf.shape for path, leaf in own.items()}
+        unfit = [path for path in own if path in of_classes or not fits[path]]
         if not {path for path in own if path[0] == "params"} - set(unfit):
             raise UserError(
                 f"config.init_from is {self.workdir!r}, of which no layer fits: take a run with the same "
@@ -70,10 +71,10 @@ class SourceRun:
 
     def put_into(self, variables: Mapping[str, PyTree], fresh: Collection[str]) -> dict[str, PyTree]:
         """Returns variables, {params, batch_stats}, with the values of this run in all layers but the `fresh` ones."""
-        held = flax.traverse_util.flatten_dict(self.variables)
+        held = _flat(self.variables)
         new = {
             path: leaf if "/".join(path[1:-1]) in fresh else jnp.asarray(held[path])
-            for path, leaf in flax.traverse_util.flatten_dict(variables).items()
+            for path, leaf in _flat(variables).items()
         }
         return {"batch_stats": {}} | flax.traverse_util.unflatten_dict(new)
 
@@ -88,3 +89,7 @@ def describe(origin: Mapping[str, Any]) -> str:
     fresh = origin["fresh"]
     rest = f"{count(len(fresh), 'layer')} fresh, not fitting: {', '.join(fresh)}" if fresh else "all layers fit"
     return f"Starting from step {origin['step']:,} of {origin['init_from']} (digest {origin['digest']}); {rest}."
+
+
+def _flat(tree: Mapping[str, PyTree]) -> dict[tuple[str, ...], Any]:
+    return flax.traverse_util.flatten_dict(tree)  # pyright: ignore[reportReturnType]
