@@ -61,20 +61,19 @@ class SourceRun:
         """
         own, held = _flat(variables), _flat(self.variables)
         fits = {path: path in held and held[path].shape == leaf.shape for path, leaf in own.items()}
-        unfit = [path for path in own if path in of_classes or not fits[path]]
-        if not {path for path in own if path[0] == "params"} - set(unfit):
+        fresh = dict.fromkeys(_layer(path) for path in own if path in of_classes or not fits[path])
+        if not {_layer(path) for path in own} - fresh.keys():
             raise UserError(
                 f"config.init_from is {self.workdir!r}, of which no layer fits: take a run with the same "
                 "config.model.name and similar config.model keys."
             )
-        return list(dict.fromkeys("/".join(path[1:-1]) for path in unfit))
+        return list(fresh)
 
     def put_into(self, variables: Mapping[str, PyTree], fresh: Collection[str]) -> dict[str, PyTree]:
         """Returns variables, {params, batch_stats}, with the values of this run in all layers but the `fresh` ones."""
         held = _flat(self.variables)
         new = {
-            path: leaf if "/".join(path[1:-1]) in fresh else jnp.asarray(held[path])
-            for path, leaf in _flat(variables).items()
+            path: leaf if _layer(path) in fresh else jnp.asarray(held[path]) for path, leaf in _flat(variables).items()
         }
         return {"batch_stats": {}} | flax.traverse_util.unflatten_dict(new)
 
@@ -89,6 +88,11 @@ def describe(origin: Mapping[str, Any]) -> str:
     fresh = origin["fresh"]
     rest = f"{count(len(fresh), 'layer')} fresh, not fitting: {', '.join(fresh)}" if fresh else "all layers fit"
     return f"Starting from step {origin['step']:,} of {origin['init_from']} (digest {origin['digest']}); {rest}."
+
+
+def _layer(path: tuple[str, ...]) -> str:
+    """Returns the name of the layer of a variable, such as "backbone/conv1" for ("params", "backbone", "conv1", "bias")."""
+    return "/".join(path[1:-1])
 
 
 def _flat(tree: Mapping[str, PyTree]) -> dict[tuple[str, ...], Any]:

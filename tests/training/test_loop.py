@@ -89,13 +89,27 @@ def test_seeds_differ(trained, tmp_path, small_config):
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_is_not_saved(tmp_path, small_config):
     small_config.optimizer.learning_rate = 1e30
-    with pytest.raises(UserError, match=r"The loss is nan between steps 0 and 5.*on_nan=continue"):
+    reason = r"The loss is nan between steps 0 and 5.*: first in step 2, the value of conv1_1\. .*on_nan=continue"
+    with pytest.raises(UserError, match=reason):
         train(small_config, str(tmp_path))
     assert not [path for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()]
     small_config.on_nan = "continue"
     assert train(small_config, str(tmp_path / "seen_through")) == 0
     assert records(tmp_path / "seen_through")[-1]["loss"] is None
     assert train(small_config, str(tmp_path / "seen_through")) == 0
+
+
+def test_updates_that_are_not_finite_are_skipped_and_counted(tmp_path, small_config, capsys):
+    """The first update is finite, and so large that no later one is."""
+    small_config.optimizer.learning_rate, small_config.epochs = 1e30, 1
+    with pytest.raises(UserError, match="first in step 2"):
+        train(small_config, str(tmp_path))
+    small_config.on_nan = "skip"  # the same run goes on
+    assert train(small_config, str(tmp_path)) == 0
+    found = [record for record in records(tmp_path) if record["split"] == "train"]
+    assert [record["skipped"] for record in found] == [4, 5, 3]
+    assert found[0]["loss"] == pytest.approx(2.3, abs=0.5)  # of the first step alone
+    assert "Steps 0 to 5: 4 updates skipped" in capsys.readouterr().err
 
 
 def test_without_validation_and_with_diagnostics(tmp_path, small_config):
