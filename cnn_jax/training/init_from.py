@@ -91,7 +91,7 @@ def describe(origin: Mapping[str, Any]) -> str:
 
 
 def _layer(path: tuple[str, ...]) -> str:
-    """Returns the name of the layer of a variable, such as "backbone/conv1" for ("params", "backbone", "conv1", "bias")."""
+    """Returns the name of a variable's layer: "block1/conv" for ("params", "block1", "conv", "bias")."""
     return "/".join(path[1:-1])
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -45,7 +46,7 @@ class RangeTest:
         return float(f"{self.lowest / 10:.0e}")
 
 
-def learning_rate(step: float) -> float:
+def learning_rate(step: Any) -> Any:
     """Returns the learning rate of a step of the test."""
     return LOWEST * (HIGHEST / LOWEST) ** (step / (STEPS - 1))
 

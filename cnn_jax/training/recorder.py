@@ -89,7 +89,7 @@ class Recorder:
         chunk, values, learning_rate = pending
         steps = chunk.stop - chunk.start
         values = _count_skipped(self._fetch.finish(values), steps) | {"learning_rate": learning_rate}
-        self._of_epoch.append((steps, values))
+        self._of_epoch.append((steps - round(values.get(SKIPPED, 0)), values))
         # The epoch to which the last step belongs, at the end of an epoch as well.
         ongoing = (chunk.stop - 1) * self._plan.batch_size / self._plan.num_examples
         speed = self.progress.update(chunk.stop, ongoing, values)
@@ -104,26 +104,26 @@ class Recorder:
             raise NotFinite(chunk, values["loss"])
 
     def epoch_average(self) -> dict[str, float]:
-        """Returns the loss and accuracy of training since this was last asked, averaged over its steps."""
-        chunks, self._of_epoch = self._of_epoch, []
-        total = sum(steps for steps, _ in chunks)
+        """Returns the loss and accuracy of training since this was last asked, averaged over the updates that were made."""
+        chunks, self._of_epoch = [chunk for chunk in self._of_epoch if chunk[0]], []
+        total = sum(steps for steps, _ in chunks) or math.nan
         return {name: sum(steps * values[name] for steps, values in chunks) / total for name in ("loss", "accuracy")}
 
     def _since_last_epoch(self, records: list[dict[str, Any]], step: int) -> list[tuple[int, dict[str, Any]]]:
-        """Returns the length and values of the chunks before `step`, back to the end of an epoch."""
+        """Returns the updates and values of the chunks before `step`, back to the end of an epoch."""
         before = self._plan.end_of_epoch(step * self._plan.batch_size // self._plan.num_examples)
         found = []
         for record in records:
             if record["split"] == "train" and before < record["step"] <= step:
                 values = {name: math.nan if record[name] is None else record[name] for name in ("loss", "accuracy")}
-                found.append((record["step"] - before, values))
+                found.append((record["step"] - before - round(record.get(SKIPPED, 0)), values))
                 before = record["step"]
         return found
 
 
 def _count_skipped(values: dict[str, Any], steps: int) -> dict[str, Any]:
     """Returns the values of a chunk with the number of skipped updates in place of their share."""
-    counts = {name: values[name] * steps for name in (SKIPPED, f"{SKIPPED}_std") if name in values}
+    counts = {name: round(values[name] * steps, 3) for name in (SKIPPED, f"{SKIPPED}_std") if name in values}
     if "lanes" in values and SKIPPED in values["lanes"]:
-        counts["lanes"] = values["lanes"] | {SKIPPED: [share * steps for share in values["lanes"][SKIPPED]]}
+        counts["lanes"] = values["lanes"] | {SKIPPED: [round(share * steps, 3) for share in values["lanes"][SKIPPED]]}
     return values | counts

@@ -16,7 +16,8 @@ def test_the_losses_of_a_sweep_and_its_files(tmp_path, small_config, capsys):
     assert find_learning_rate(small_config, tmp_path) == 0
     found = json.loads((tmp_path / "learning_rate.json").read_text())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["learning_rate.json", "learning_rate.png"]
-    assert Image.open(tmp_path / "learning_rate.png").width > 500
+    with Image.open(tmp_path / "learning_rate.png") as figure:
+        assert figure.width > 500
     rates = found["learning_rates"]
     np.testing.assert_allclose(np.diff(np.log10(rates)), 7 / 139)
     assert rates[0] == 1e-6 and len(rates) == len(found["losses"]) == len(found["averages"]) > 100
