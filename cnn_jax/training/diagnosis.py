@@ -60,7 +60,8 @@ class _Finder:
 
         def note(call, args, kwargs, context):
             result = call(*args, **kwargs)
-            order.append(context.module.path)
+            if context.method_name == "__call__":
+                order.append(context.module.path)
             return result
 
         with nn.intercept_methods(note):

@@ -89,7 +89,7 @@ def test_seeds_differ(trained, tmp_path, small_config):
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_is_not_saved(tmp_path, small_config):
     small_config.optimizer.learning_rate = 1e30
-    reason = r"The loss is nan between steps 0 and 5.*: first in step 2, the value of conv1_1\. .*on_nan=continue"
+    reason = r"The loss is nan between steps 0 and 5.*: first in step 2, the value of conv1_1_bn\. .*on_nan=continue"
     with pytest.raises(UserError, match=reason):
         train(small_config, str(tmp_path))
     assert not [path for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()]
