@@ -104,7 +104,7 @@ class Recorder:
             raise NotFinite(chunk, values["loss"])
 
     def epoch_average(self) -> dict[str, float]:
-        """Returns the loss and accuracy of training since this was last asked, averaged over the updates that were made."""
+        """Returns the loss and accuracy of training since this was last asked, averaged over the updates made."""
         chunks, self._of_epoch = [chunk for chunk in self._of_epoch if chunk[0]], []
         total = sum(steps for steps, _ in chunks) or math.nan
         return {name: sum(steps * values[name] for steps, values in chunks) / total for name in ("loss", "accuracy")}
