@@ -272,7 +272,12 @@ class _Report:
         labels = partition.labels if partition else None
         table = model_table(experiment.model, variables, experiment.image_size, labels)
         self.say("\n".join([table, *summary.describe(experiment.splits.dataset)]))
-        self._say_duplicates(*SCORED)
+        self._say_duplicates(*experiment.splits.duplicates)
+        if experiment.plan.steps_per_epoch < 5:
+            self.say(
+                f"An epoch is only {experiment.plan.steps_per_epoch:.1f} steps: a smaller --config.batch_size than "
+                f"{experiment.config.batch_size} may learn more in the same time."
+            )
         if experiment.origin:
             self.say(init_from.describe(experiment.origin))
         hparams = config_lib.flatten(experiment.metadata["config"])
@@ -284,8 +289,10 @@ class _Report:
         return next((r for r in records if (r["step"], r["split"]) == (step, "test")), None)
 
     def _score_test(self, state: TrainState, step: int) -> dict[str, Any]:
+        known = set(self._experiment.splits.duplicates)
         self.prepare(self._experiment.phases[-1], state, ("test",))
-        self._say_duplicates("test")
+        if "test" not in known:  # otherwise they have been said before training
+            self._say_duplicates("test")
         with self.watch.measure("test"):
             scores = self._experiment.evaluate(state.variables, "test", step)
         epoch = self._experiment.plan.epoch_ended(step)

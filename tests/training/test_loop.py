@@ -154,13 +154,17 @@ def test_the_same_photograph_in_two_splits_is_reported_by_name(tmp_path, small_c
 
 
 def test_other_images_are_noticed_when_a_run_goes_on(tmp_path, small_config, photographs):
-    paths = [f"{label}/{i}.png" for label in ("cat", "dog") for i in range(20)]
+    paths = [f"{label}/{i}.png" for label in ("cat", "dog", "owl") for i in range(12)]
     root = photographs(*paths)
     small_config.data.update({"name": "folder", "dir": str(root), "train_examples": 0, "validation": 8})
     assert train(small_config, str(tmp_path / "run")) == 0
     (root / "cat" / "3.png").write_bytes((root / "dog" / "3.png").read_bytes())
     with pytest.raises(UserError, match=r"not those that the run in .* began with"):
         train(small_config, str(tmp_path / "run"))
+    (root / "owl").rename(tmp_path / "gone")  # a class less: the network has another head
+    with pytest.raises(UserError, match=r"not those that the run in .* began with"):
+        train(small_config, str(tmp_path / "run"))
+    assert not (tmp_path / "run" / "checkpoints.damaged").exists()
 
 
 def test_a_chunk_as_one_scan_equals_a_loop(small_config):
