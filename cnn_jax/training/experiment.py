@@ -139,7 +139,7 @@ class Experiment:
             source = SourceRun.read(self.config.init_from)
             fresh = source.fresh(variables[0], self._variables_of_classes(source))
             variables = [source.put_into(each, fresh) for each in variables]
-            self.origin = source.record(fresh)
+            self.origin = source.record(fresh, self.metadata)
         return jax.block_until_ready(self.place.stack([begin(each) for each in variables]))
 
     def target(self, step: int) -> TrainState:

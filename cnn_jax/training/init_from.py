@@ -77,17 +77,29 @@ class SourceRun:
         }
         return {"batch_stats": {}} | flax.traverse_util.unflatten_dict(new)
 
-    def record(self, fresh: list[str]) -> dict[str, Any]:
-        """Returns what provenance.json says of the start, as JSON."""
+    def record(self, fresh: list[str], metadata: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns what provenance.json says of the start, as JSON.
+
+        Args:
+          fresh: see `SourceRun.fresh`.
+          metadata: of the run that starts: differences in how images are scaled are recorded, as [here, there].
+        """
+        here, there = (
+            {key: list(each["preprocessing"][key]) for key in ("mean", "std")} for each in (metadata, self.metadata)
+        )
+        scaled = {key: [here[key], there[key]] for key in here if here[key] != there[key]}
         digest = fingerprint([], self.variables)
-        return {"init_from": self.workdir, "step": self.step, "digest": digest, "fresh": fresh}
+        return {"init_from": self.workdir, "step": self.step, "digest": digest, "fresh": fresh} | scaled
 
 
 def describe(origin: Mapping[str, Any]) -> str:
     """Returns `SourceRun.record` as a sentence."""
     fresh = origin["fresh"]
     rest = f"{count(len(fresh), 'layer')} fresh, not fitting: {', '.join(fresh)}" if fresh else "all layers fit"
-    return f"Starting from step {origin['step']:,} of {origin['init_from']} (digest {origin['digest']}); {rest}."
+    scaled = "".join(f" config.data.{key} was {origin[key][1]} there." for key in ("mean", "std") if key in origin)
+    return (
+        f"Starting from step {origin['step']:,} of {origin['init_from']} (digest {origin['digest']}); {rest}.{scaled}"
+    )
 
 
 def _layer(path: tuple[str, ...]) -> str:

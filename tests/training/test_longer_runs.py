@@ -11,7 +11,7 @@ from whole_runs import final_arrays, records
 from cnn_jax import data
 from cnn_jax.errors import UserError
 from cnn_jax.training.experiment import Experiment
-from cnn_jax.training.init_from import SourceRun
+from cnn_jax.training.init_from import SourceRun, describe
 from cnn_jax.training.loop import train
 from cnn_jax.workdir import provenance
 from cnn_jax.workdir.checkpoint import restore_model
@@ -69,7 +69,7 @@ def test_layers_that_do_not_fit_start_fresh_and_are_named(trained, small_config)
         started_from(small_config, trained)
 
 
-def test_the_head_of_other_classes_starts_fresh(trained, small_config, monkeypatch):
+def test_the_head_of_other_classes_starts_fresh_and_other_scaling_is_said(trained, small_config, monkeypatch):
     read = SourceRun.read.__func__
 
     def other_classes(cls, workdir):
@@ -77,8 +77,11 @@ def test_the_head_of_other_classes_starts_fresh(trained, small_config, monkeypat
         return dataclasses.replace(source, metadata={**source.metadata, "class_names": list("abcdefghij")})
 
     monkeypatch.setattr(SourceRun, "read", classmethod(other_classes))
+    small_config.data.mean = (0.5, 0.5, 0.5)
     experiment, _ = started_from(small_config, trained)
     assert experiment.origin is not None and experiment.origin["fresh"] == ["head"]
+    said = describe(experiment.origin)
+    assert said.endswith("; 1 layer fresh, not fitting: head. config.data.mean was [0.0, 0.0, 0.0] there.")
 
 
 def test_the_start_is_recorded_and_needed_only_once(trained, tmp_path, small_config, monkeypatch, capsys):
