@@ -172,10 +172,10 @@ class _Report:
 
     def ended(self, step: int) -> bool:
         """Whether the run ends at a step that has been trained and scored: its last one, or by early stopping."""
-        last = self._experiment.phases[-1]
-        return step == self._total or early_stopping.triggered(
-            self._experiment.config, read_metrics(self._folder), last.start, step
-        )
+        config, last = self._experiment.config, self._experiment.phases[-1]
+        if step == self._total or not config.early_stopping.patience:
+            return step == self._total
+        return early_stopping.triggered(config, read_metrics(self._folder), last.start, step)
 
     def begin(self, state: TrainState, longer: dict[str, tuple[Any, Any]]) -> None:
         """Says what is going to be trained or resumed, and records the provenance of the steps to come.
@@ -250,9 +250,11 @@ class _Report:
         guessing = math.log(self._experiment.model.num_classes)
         if not self._explained and scores and scores["loss"] > guessing > training["loss"] and initial > 0.01:
             self._explained = True
+            settled = math.ceil(math.log(0.01) / math.log(momentum))
             self.say(
-                f"The validation loss is high because BatchNorm's running statistics, with config.model.bn_momentum="
-                f"{momentum:g}, still hold {initial:.0%} of their initial values; some hundred steps mend it."
+                "The validation loss is high because BatchNorm's running statistics still hold "
+                f"{initial:.0%} of their initial values; they settle by step {settled:,}. For a shorter run, lower "
+                f"config.model.bn_momentum from {momentum:g} to 0.9."
             )
 
     def end(self, state: TrainState, step: int) -> None:

@@ -167,6 +167,14 @@ def test_other_images_are_noticed_when_a_run_goes_on(tmp_path, small_config, pho
     assert not (tmp_path / "run" / "checkpoints.damaged").exists()
 
 
+def test_a_validation_loss_that_batchnorm_makes_worse_than_guessing_is_explained(tmp_path, small_config, capsys):
+    small_config.model.update({"bn_momentum": 0.9999, "dropout": ()})
+    small_config.augment.shift, small_config.optimizer.learning_rate = 0.0, 0.05
+    assert train(small_config, str(tmp_path)) == 0
+    said = "running statistics still hold 100% of their initial values; they settle by step 46,050."
+    assert capsys.readouterr().err.count(said) == 1
+
+
 def test_a_chunk_as_one_scan_equals_a_loop(small_config):
     """What a GPU runs, on a CPU: training and evaluation as one program per chunk."""
     dataset = data.load(small_config.data)
