@@ -135,8 +135,8 @@ def test_a_workdir_of_an_earlier_version_lacks_keys_that_are_now_at_their_defaul
     path.write_text(json.dumps(held))
     config_lib.check_same(stage("augment"), path)
     config = stage("augment")
-    config.finetune.epochs = 1
-    with pytest.raises(UserError, match=r"config\.finetune\.epochs is 0 there and 1 here"):
+    config.finetune.trainable = "head"
+    with pytest.raises(UserError, match=r"config\.finetune\.trainable is 'all' there and 'head' here"):
         config_lib.check_same(config, path)
 
 
