@@ -12,6 +12,9 @@ from cnn_jax.errors import UserError
 from cnn_jax.keys import defaults, flatten
 from cnn_jax.utils import files
 
+# Schedules whose learning rate at a step does not depend on the length of the run.
+CONTINUABLE = ("constant", "restarts")
+
 # Keys that only decide where a run finds files or how often it reports.
 FREE = tuple(name for name, key in flatten(base.KEYS).items() if not key.changes_numbers)
 
@@ -22,24 +25,64 @@ def write(config: ConfigDict, path: Path) -> None:
         file.write(json.dumps(config.to_dict(), indent=2) + "\n")
 
 
-def check_same(config: ConfigDict, path: Path) -> None:
-    """Raises a `UserError` where the JSON file at `path` holds a config that would compute other numbers."""
+def check_same(config: ConfigDict, path: Path) -> dict[str, tuple[Any, Any]]:
+    """Compares a configuration with the one in the JSON file at `path`.
+
+    Returns:
+      By which keys the run becomes longer, otherwise the same: `{"epochs": (10, 20)}`, from the file and asked for.
+
+    Raises:
+      UserError: the two would compute other numbers, or the file is damaged.
+    """
     try:
         held = flatten(json.loads(path.read_text()))
     except (ValueError, AttributeError):  # no JSON, or none with keys
         raise UserError(f"{path} is damaged: restore it, or take another --workdir.") from None
     asked = flatten(_as_json(config.to_dict()))
     held = with_defaults(held)
-    differ = [
-        f"config.{key} is {held.get(key)!r} there and {asked.get(key)!r} here"
+    # With early stopping, how often the validation images are scored decides when a run ends.
+    free = [key for key in FREE if not (key == "eval.epochs" and asked["early_stopping.patience"])]
+    differ = {
+        key: (held.get(key), asked.get(key))
         for key in asked | held
-        if key not in FREE and held.get(key) != asked.get(key)
-    ]
-    if differ:
-        more = f", and {len(differ) - 3} more" if len(differ) > 3 else ""
+        if key not in free and held.get(key) != asked.get(key)
+    }
+    if all(_lengthens(key, *values, held) for key, values in differ.items()):
+        _check_continuable(differ, held, path.parent)
+        return differ
+    texts = [f"config.{key} is {there!r} there and {here!r} here" for key, (there, here) in differ.items()]
+    more = f", and {len(texts) - 3} more" if len(texts) > 3 else ""
+    raise UserError(
+        f"{path.parent} holds another run: {'; '.join(texts[:3])}{more}. Take another --workdir, or the same "
+        "configuration to resume that run."
+    )
+
+
+def _lengthens(key: str, there: Any, here: Any, held: dict[str, Any]) -> bool:
+    """Whether this change of a key makes a run longer: more epochs of its last phase, a new phase, more patience."""
+    match key:
+        case "epochs":
+            return here > there and not held["finetune.epochs"]
+        case "finetune.epochs":
+            return here > there
+        case "early_stopping.patience":
+            return there > 0 and (here > there or here == 0)
+    return False
+
+
+def _check_continuable(longer: dict[str, tuple[Any, Any]], held: dict[str, Any], workdir: Path) -> None:
+    """Raises a `UserError` where steps that have been trained depended on the length of the run."""
+    remedy = f"Start a new run from it, in another --workdir, with --config.init_from={workdir}."
+    last = "finetune.epochs" if held["finetune.epochs"] else "epochs"
+    if last in longer and held["optimizer.schedule"] not in CONTINUABLE:
         raise UserError(
-            f"{path.parent} holds another run: {'; '.join(differ[:3])}{more}. Take another --workdir, or the same "
-            "configuration to resume that run."
+            f"{workdir} cannot be trained for more epochs: the learning rate of config.optimizer.schedule="
+            f"{held['optimizer.schedule']} follows from config.{last}, {longer[last][0]} there. {remedy}"
+        )
+    if {"epochs", "finetune.epochs"} & longer.keys() and held["average.decay"] and held["average.ramp"]:
+        raise UserError(
+            f"{workdir} cannot be trained for more epochs: with config.average.ramp, the average depends on the length "
+            f"of the run. {remedy}"
         )
 
 

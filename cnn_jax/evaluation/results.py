@@ -67,6 +67,7 @@ def describe(
         **scores.summarise(log_probs, labels),
         **scores.macro(matrix, predicted=own),
         "class_names": list(class_names),
+        "classes_without_images": [name for name, count in zip(class_names, matrix.sum(1)) if not count],
         "classes": scores.class_table(matrix, class_names),
         "confusion_matrix": matrix.tolist(),
         "calibration_bins": scores.calibration_bins(log_probs, labels),
@@ -151,6 +152,9 @@ def show(result: dict[str, Any], workdir: Path) -> None:
     for title, table in (("", _summary(result)), ("Classes", _classes(result)), _confusion(result)):
         console.print(title, style="bold", soft_wrap=True)
         tables.show(table, console)
+    if result["classes_without_images"]:
+        names = ", ".join(result["classes_without_images"])
+        console.print(f"Without images, and in the means only where predicted: {names}", soft_wrap=True)
     console.print()
 
 

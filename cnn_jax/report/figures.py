@@ -35,6 +35,7 @@ __all__ = [
     "mistakes",
     "network_diagram",
     "png",
+    "range_test",
     "reliability_diagram",
 ]
 
@@ -86,6 +87,25 @@ def learning_curves(records: Records, measures: Sequence[str] = tuple(_MEASURES)
                 clip_on=False,
             )
         _finish_curves(axes, measure)
+    return figure
+
+
+def range_test(rates: Sequence[float], losses: Sequence[float], averages: Sequence[float], advice: float) -> Figure:
+    """Draws the losses of a learning-rate range test, their moving averages, and the learning rate to try."""
+    figure = Figure(figsize=(6.4, 3.4), layout="constrained")
+    axes = figure.add_subplot()
+    frame(axes, "Learning-rate range test")
+    axes.plot(rates, losses, ".", color=GREY, ms=3, label="loss of a step")
+    axes.plot(rates, averages, color=BLUE, lw=1.8, label="moving average")
+    axes.axvline(advice, color=ORANGE, ls="--", lw=1.4, label=f"to try: {advice:g}")
+    finite = [value for value in averages if math.isfinite(value)]
+    if finite:
+        spread = max(finite[0] - min(finite), 0.1 * min(finite), 1e-6)
+        axes.set_ylim(max(0, min(finite) - spread / 2), finite[0] + spread)  # the divergence would flatten the rest
+    axes.set_xscale("log")
+    axes.set_xlabel("learning rate", color=GREY)
+    axes.set_ylabel("training loss", color=GREY)
+    axes.legend(frameon=False, fontsize=9, labelcolor=INK)
     return figure
 
 

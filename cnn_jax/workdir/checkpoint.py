@@ -5,6 +5,7 @@ opt_state}; `metadata`, JSON with the config, the class names and the preprocess
 is the average, and `train` also has the {params, batch_stats} from which training continues.
 """
 
+import contextlib
 import hashlib
 import json
 import math
@@ -137,6 +138,8 @@ class Checkpoints:
             try:
                 restored = self._restore(step, target(step))
             except Exception as error:  # what damage raises depends on the byte it hit
+                with contextlib.suppress(OSError, ValueError):
+                    self._check_data(step)  # of other classes, the network has other shapes
                 failed[step] = _reason(error)
                 continue
             self._set_aside(failed)

@@ -165,8 +165,9 @@ def last_record(workdir: Path) -> dict[str, Any] | None:
 
 
 def scores_on_test(records: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-    """Returns the record of the test split, which a finished run has; None of an unfinished one."""
-    return next((record for record in reversed(records) if record["split"] == "test"), None)
+    """Returns the record of the test split, which a finished run has; None of one that is unfinished or goes on."""
+    last = max((record["step"] for record in records), default=0)
+    return next((record for record in records if (record["split"], record["step"]) == ("test", last)), None)
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
