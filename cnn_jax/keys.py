@@ -38,7 +38,7 @@ class Key(NamedTuple):
     def parse(self, text: str) -> Any:
         """Returns the value of a command-line text, of the default's type; the text itself where it has no such value.
 
-        A single item stands for the tuple of it.
+        A single item stands for the tuple of it, and names with commas between them for the tuple of them.
         """
         try:
             match self.default:
@@ -50,7 +50,8 @@ class Key(NamedTuple):
                     value = ast.literal_eval(text)
                     return tuple(value) if isinstance(value, tuple | list) else (value,)
         except (KeyError, SyntaxError, ValueError):
-            return text
+            names = tuple(text.split(","))
+            return names if isinstance(self.default, tuple) and self.rule.allows(names) else text
         return text
 
 

@@ -42,7 +42,7 @@ def test_stages_have_the_values_that_published_runs_had(name):
 
 def test_what_changes_no_number():
     assert set(config_lib.FREE) == {
-        *("data.dir", "features.dir", "profile", "steps_per_call", "tensorboard"),
+        *("data.dir", "features.dir", "loggers", "profile", "steps_per_call", "tensorboard"),
         *("eval.epochs", "checkpoint.epochs", "checkpoint.minutes"),
     }
 
@@ -216,6 +216,9 @@ def test_a_config_file_anywhere_may_start_from_a_stage(tmp_path, package):
         ("model.hidden", "()", ()),
         ("data.mean", "()", ()),
         ("optimizer.groups", "(('head', 0.1),)", (("head", 0.1),)),
+        ("loggers", "csv", ("csv",)),
+        ("loggers", "csv,wandb", ("csv", "wandb")),
+        ("loggers", "('csv', 'wandb')", ("csv", "wandb")),
     ],
 )
 def test_overrides(key, text, value):
