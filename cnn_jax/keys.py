@@ -54,6 +54,18 @@ class Key(NamedTuple):
             return names if isinstance(self.default, tuple) and self.rule.allows(names) else text
         return text
 
+    def convert(self, value: Any) -> Any:
+        """Returns a value of the default's type: of a command-line text, or of a value that stands for one in Python.
+
+        As ml_collections does: a list for a tuple, an integer for a float.
+        """
+        if isinstance(value, str):
+            return self.parse(value)
+        same = (isinstance(self.default, tuple) and isinstance(value, list)) or (
+            isinstance(self.default, float) and type(value) is int
+        )
+        return type(self.default)(value) if same else value
+
 
 def field(default: Any, rule: Rule, help: str) -> Any:
     """Returns a dataclass field that is also a key of `config.model`."""

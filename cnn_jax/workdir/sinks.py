@@ -5,6 +5,7 @@ import csv
 import importlib
 import json
 import os
+import secrets
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -124,7 +125,7 @@ class WandbWriter:
             project=os.environ.get("WANDB_PROJECT", "cnn_jax"),
             name=os.environ.get("WANDB_NAME", workdir.name),
             dir=os.environ.get("WANDB_DIR", str(workdir)),
-            id=_run_of(workdir, "wandb", first_step, wandb.util.generate_id),
+            id=_run_of(workdir, "wandb", first_step, lambda: secrets.token_hex(4)),
             resume="allow",
             settings=wandb.Settings(console="off", silent=True),
         )
