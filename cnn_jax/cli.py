@@ -1,9 +1,12 @@
 """Flags that commands share, and user errors as one line."""
 
+import itertools
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Sequence
+from types import FrameType
 from typing import Any
 
 from absl import app, flags, logging
@@ -12,6 +15,8 @@ from ml_collections import ConfigDict
 from cnn_jax import config as config_lib
 from cnn_jax import runtime
 from cnn_jax.errors import UserError
+
+_HELP = {"-h", "-help", "--help", "-?", "--helpshort", "--helpfull"}
 
 flags.disclaim_key_flags()  # the flags defined here are the command's, and --help lists them with its own
 
@@ -86,6 +91,8 @@ def run(
         such arguments are an error.
       overrides: `main` takes one argument, the overrides of config keys (see `split_overrides`).
     """
+    if signal.getsignal(signal.SIGINT) in (signal.SIG_DFL, signal.default_int_handler):  # nohup and & may ignore it
+        signal.signal(signal.SIGINT, _interrupt)
     runtime.prepare()
     logging.use_absl_handler()
     logging.set_verbosity(logging.ERROR)
@@ -97,10 +104,12 @@ def run(
             if overrides or "config" in flags.FLAGS:
                 argv, found = split_overrides(argv)
                 changed.update(found)
+            if _HELP & set(itertools.takewhile("--".__ne__, argv[1:])):
+                _print_help(argv, changed)
+                sys.exit(0)
             rest = flags.FLAGS(argv)
             for name in required:
-                if flags.FLAGS[name].value is None:
-                    raise UserError(f"--{name}=... is missing. {flags.FLAGS[name].help}")
+                require(name)
             if len(rest) > 1 and not positional:
                 raise UserError(f"Unexpected argument {rest[1]!r}: flags are written --NAME=VALUE.")
             if "config" in required:
@@ -129,6 +138,14 @@ def run(
     app.run(guarded, flags_parser=parse)
 
 
+def require(name: str) -> Any:
+    """Returns the value of a flag; raises a `UserError` where it is not given."""
+    flag: Any = flags.FLAGS[name]
+    if flag.value is None:
+        raise UserError(f"--{name}=... is missing. {flag.help}")
+    return flag.value
+
+
 def discard_output() -> None:
     """Lets Python exit without an error message about buffered output that cannot be written any more."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -152,6 +169,29 @@ def split_overrides(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
             value = left.pop(0) if left and not left[0].startswith("--") else "true"
         overrides[key] = "false" if negated else value
     return rest + left, overrides
+
+
+def _print_help(argv: Sequence[str], overrides: dict[str, str]) -> None:
+    """Prints what the command is, its flags and, where it trains, all settings of the stage that the flags name."""
+    print(f"{(sys.modules['__main__'].__doc__ or '').strip()}\n\nFlags:")
+    for flag in sorted(flags.FLAGS.get_key_flags_for_module(sys.argv[0]), key=lambda flag: flag.name):
+        given = "" if flag.boolean else "=..." if flag.default is None else f"={flag.default}"
+        print(f"--{'[no]' * flag.boolean}{flag.name}{given}\n{flags.text_wrap(flag.help, indent='    ')}")
+    if "config" in flags.FLAGS:
+        names = re.findall(r"(?:^|\n)--?config[=\n]([^\n]+)", "\n".join(argv[1:]))
+        name = names[-1] if names else "base"
+        values = "the defaults" if name == "base" else f"their values in {name}"
+        print(f"\nSettings, with {values}:\n{config_lib.listing(config_lib.load(name, overrides))}")
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Handles Ctrl-C: ends the process during an import, whose C++ code may swallow exceptions, else raises one."""
+    while frame:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            os.write(2, b"\nInterrupted.\n")
+            os._exit(128 + number)
+        frame = frame.f_back
+    raise KeyboardInterrupt
 
 
 def _fail(message: object) -> int:

@@ -6,19 +6,25 @@ The same command resumes where the run was stopped, and ends with the same numbe
 from absl import flags
 
 from cnn_jax import cli
+from cnn_jax import config as config_lib
 
 _CONFIG = cli.define_config()
 flags.declare_key_flag("config")  # so that --help shows it
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints, metrics and the configuration.")
+_PRINT_CONFIG = flags.DEFINE_bool("print_config", False, "Only print the configuration, as config.json has it.")
 
 
 def main() -> int:
     """Trains, and returns the exit status."""
+    if _PRINT_CONFIG.value:
+        config_lib.validate(_CONFIG.value)
+        print(config_lib.as_json(_CONFIG.value), end="")
+        return 0
+    workdir = cli.require("workdir")
     from cnn_jax.training.loop import train  # after parsing: a mistyped flag is reported without loading JAX
 
-    assert _WORKDIR.value  # required
-    return train(_CONFIG.value, _WORKDIR.value)
+    return train(_CONFIG.value, workdir)
 
 
 if __name__ == "__main__":
-    cli.run(main, required=("config", "workdir"))
+    cli.run(main, required=("config",))

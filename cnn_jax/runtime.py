@@ -1,6 +1,7 @@
 """Process setup that must precede the import of JAX: XLA flags, memory, and the cache of compiled programs.
 
-This module imports no JAX, so that commands and the Python interface can call `prepare` first. The user's own settings take precedence.
+This module imports no JAX, so that commands and the Python interface can call `prepare` first. The user's own settings
+take precedence.
 """
 
 import ctypes

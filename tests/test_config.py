@@ -11,7 +11,6 @@ import pytest
 from conftest import ROOT, stage
 
 from cnn_jax import config as config_lib
-from cnn_jax.config.__main__ import listing
 from cnn_jax.configs import base
 from cnn_jax.errors import UserError
 from cnn_jax.models import MODELS
@@ -275,7 +274,7 @@ def test_another_backbone_keeps_the_head_of_the_stage():
 
 
 def test_the_listing_has_the_keys_of_the_network():
-    text = listing("speedrun")
+    text = config_lib.listing(config_lib.load("speedrun"))
     assert "--config.model.whiten_size=2\n    side in pixels" in text
     assert "--config.model.widths='(64, 256, 256)'\n" in text
     assert "hidden" not in text

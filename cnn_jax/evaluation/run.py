@@ -51,6 +51,8 @@ def evaluate(
     """
     if workdir.is_file():
         raise UserError(f"{workdir} is a file: --workdir takes the folder of a run.")
+    if split not in (None, *dataset.SPLITS):
+        raise UserError(f"There is no split {split!r}: it must be one of {', '.join(dataset.SPLITS)}.")
     classifier = load_classifier(workdir, step=step, seed=seed)
     examples = dataset.load(classifier, split, data_name, data_dir)
     if not len(examples):
