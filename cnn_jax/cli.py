@@ -5,9 +5,10 @@ import os
 import re
 import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict
@@ -16,6 +17,7 @@ from cnn_jax import config as config_lib
 from cnn_jax import runtime
 from cnn_jax.errors import UserError
 
+_GRACE = 2.0  # seconds between Ctrl-C and the end of the process, for what must be tidied up
 _HELP = {"-h", "-help", "--help", "-?", "--helpshort", "--helpfull"}
 
 flags.disclaim_key_flags()  # the flags defined here are the command's, and --help lists them with its own
@@ -185,13 +187,25 @@ def _print_help(argv: Sequence[str], overrides: dict[str, str]) -> None:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    """Handles Ctrl-C: ends the process during an import, whose C++ code may swallow exceptions, else raises one."""
-    while frame:
-        if frame.f_code.co_filename.startswith("<frozen importlib"):
-            os.write(2, b"\nInterrupted.\n")
-            os._exit(128 + number)
+    """Handles Ctrl-C by an exception, or ends the process at once: during an import, or at the second time.
+
+    C++ code may swallow the exception, as while JAX is imported, so that the process has `_GRACE` seconds to end.
+    """
+    while frame and not frame.f_code.co_filename.startswith("<frozen importlib"):
         frame = frame.f_back
+    if frame:
+        _end(number)
+    signal.signal(number, _end)
+    timer = threading.Timer(_GRACE, _end, (number,))
+    timer.daemon = True
+    timer.start()
     raise KeyboardInterrupt
+
+
+def _end(number: int, frame: FrameType | None = None) -> NoReturn:
+    del frame
+    os.write(2, b"\nInterrupted.\n")
+    os._exit(128 + number)  # as in shells
 
 
 def _fail(message: object) -> int:

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -26,8 +27,19 @@ def replacing(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
     try:
         with partial.open(mode, encoding=None if "b" in mode else "utf-8") as file:
             yield file
-        partial.replace(path)
+        _replace(partial, path)
     except BaseException:
         with contextlib.suppress(OSError):
             partial.unlink()
         raise
+
+
+def _replace(partial: Path, path: Path) -> None:
+    """Renames a file over another, for up to a second where that is open: Windows refuses it until it is closed."""
+    for _ in range(20 if os.name == "nt" else 0):
+        try:
+            partial.replace(path)
+            return
+        except PermissionError:
+            time.sleep(0.05)
+    partial.replace(path)

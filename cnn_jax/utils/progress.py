@@ -13,7 +13,7 @@ def bar(count: ProgressColumn | None = None, shown: bool = True) -> Progress:
       count: the column that shows the count; "completed/total" by default.
       shown: False to draw nothing, for tasks that take a moment.
     """
-    console = Console(stderr=True)
+    console = Console(stderr=True, force_jupyter=False)
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(bar_width=24),

@@ -1,5 +1,6 @@
 """Progress of training: a bar on a terminal, plain lines elsewhere."""
 
+import math
 import time
 from collections.abc import Mapping
 
@@ -24,7 +25,7 @@ class Progress:
           first_step: the step from which the run starts or resumes.
         """
         self._total_steps, self._epochs, self._images_per_step = total_steps, epochs, images_per_step
-        self._console = Console(stderr=True)
+        self._console = Console(stderr=True, force_jupyter=False)
         self._timed_from: tuple[int, float] | None = None  # set after the first chunk, which compiles
         self._last_line = time.monotonic()
         self._bar = rich_progress.Progress(
@@ -70,7 +71,7 @@ class Progress:
             speed = {"images_per_second": round(rate, 1)}
             left = (self._total_steps - step) / steps_per_second
             numbers += f"  {rate:,.0f} images/s  {duration(left)} left"
-        label = f"epoch {min(int(epoch) + 1, self._epochs)}/{self._epochs}"
+        label = f"epoch {min(max(math.ceil(epoch), 1), self._epochs)}/{self._epochs}"  # that of the last step
         self._bar.update(self._task, completed=step, description=label, numbers=numbers)
         if not self._console.is_terminal and now - self._last_line > SECONDS_BETWEEN_LINES:
             self.say(f"{label}  step {step:,}/{self._total_steps:,}  {numbers}")
