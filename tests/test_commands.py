@@ -113,12 +113,13 @@ def test_ctrl_c_ends_a_command(tmp_path, code, says):
 def test_ctrl_c_while_modules_are_imported():
     command = [sys.executable, "-X", "importtime", "-m", "cnn_jax.main", "--config=quickstart", "--workdir=unused"]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, preexec_fn=_hear_sigint)
-    for line in process.stderr:  # of the package itself, whose first line lets Ctrl-C end the process
-        if line.rstrip().endswith(" cnn_jax"):
-            break
-    process.send_signal(signal.SIGINT)
-    rest = process.stderr.read()
-    assert process.wait(30) in (-signal.SIGINT, 130)
+    with process:
+        for line in process.stderr:  # of the package itself, which lets Ctrl-C end the process until a command does
+            if line.rstrip().endswith(" cnn_jax"):
+                break
+        process.send_signal(signal.SIGINT)
+        rest = process.stderr.read()
+    assert process.returncode in (-signal.SIGINT, 130)
     assert "Traceback" not in rest and "KeyboardInterrupt" not in rest
 
 

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+WAITS = 20 if os.name == "nt" else 0  # of 50 ms: Windows replaces no file that another process has open
+
 
 @contextlib.contextmanager
 def replacing(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
@@ -35,8 +37,7 @@ def replacing(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
 
 
 def _replace(partial: Path, path: Path) -> None:
-    """Renames a file over another, for up to a second where that is open: Windows refuses it until it is closed."""
-    for _ in range(20 if os.name == "nt" else 0):
+    for _ in range(WAITS):
         try:
             partial.replace(path)
             return
