@@ -61,10 +61,9 @@ class Key(NamedTuple):
         """
         if isinstance(value, str):
             return self.parse(value)
-        same = (isinstance(self.default, tuple) and isinstance(value, list)) or (
-            isinstance(self.default, float) and type(value) is int
-        )
-        return type(self.default)(value) if same else value
+        if isinstance(self.default, tuple) and isinstance(value, list):
+            return tuple(value)
+        return float(value) if isinstance(self.default, float) and type(value) is int else value
 
 
 def field(default: Any, rule: Rule, help: str) -> Any:

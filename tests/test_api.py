@@ -101,7 +101,7 @@ def test_the_import_is_quick_and_complete(user_environment):
 import sys, cnn_jax
 assert not {"jax", "absl", "numpy", "ml_collections"} & set(sys.modules)
 assert set(cnn_jax.__all__) <= set(dir(cnn_jax))
-import cnn_jax.evaluate, cnn_jax.export, cnn_jax.train  # the commands
+import cnn_jax.evaluate, cnn_jax.train  # the commands
 from cnn_jax import *
 assert callable(evaluate) and callable(export) and callable(train) and cnn_jax.train is train
 assert issubclass(errors.UserError, Exception)

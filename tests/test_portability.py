@@ -25,18 +25,12 @@ def without_proc(path, *args, **kwargs):
     return read_text(path, *args, **kwargs)
 pathlib.Path.read_text = without_proc
 remove(os, "fork", "forkpty", "killpg", "getuid", "geteuid", "getpgid", "setsid", "statvfs", "sysconf", "getloadavg")
-remove(os, "uname")
 remove(signal, "SIGHUP", "SIGALRM", "SIGKILL", "SIGUSR1", "SIGUSR2", "setitimer", "pthread_sigmask", "pthread_kill")
 for name in ("fcntl", "resource", "termios", "pwd", "grp"):
     sys.modules[name] = None
 import ctypes
 CDLL = ctypes.CDLL
-def no_libc(name, *args, **kwargs):
-    if name is None:
-        raise TypeError("LoadLibrary() argument 1 must be str, not None")
-    return CDLL(name, *args, **kwargs)
-ctypes.CDLL = no_libc
-sys.platform = "{platform}"
+ctypes.CDLL = lambda name, *args, **kwargs: object() if name is None else CDLL(name, *args, **kwargs)  # no mallopt
 """
 TRAIN = """
 import cnn_jax
@@ -51,18 +45,13 @@ runpy.run_module("cnn_jax.ladder", run_name="__main__")
 """
 
 
-def without(platform):
-    return WITHOUT.replace("{platform}", platform)
-
-
-@pytest.mark.parametrize("platform", ["linux", "darwin"])
-def test_a_run_needs_nothing_that_only_linux_has(command, tmp_path, platform):
-    done = command("", str(tmp_path), code=without(platform) + TRAIN)
+def test_a_run_needs_nothing_that_only_linux_has(command, tmp_path):
+    done = command("", str(tmp_path), code=WITHOUT + TRAIN)
     assert done.returncode == 0 and done.stdout.endswith("trained\n"), done.stderr
 
 
 def test_the_ladder_needs_no_locks_and_no_affinity(command, tmp_path):
-    done = command("", str(tmp_path), code=without("linux") + LADDER)
+    done = command("", str(tmp_path), code=WITHOUT + LADDER)
     assert done.returncode == 0 and "small_config" in done.stdout, done.stderr
 
 

@@ -14,7 +14,7 @@ def main(arguments: list[str]) -> None:
         return
     if len(arguments) > 1:
         raise UserError(f"Unexpected argument {arguments[1]!r}: give one stage or config file.")
-    print(listing(load(*arguments or ["base"])), flush=True)
+    print(listing(load(arguments[0] if arguments else "base")), flush=True)
 
 
 if __name__ == "__main__":
