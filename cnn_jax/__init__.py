@@ -7,6 +7,7 @@ docs/api.md describes the functions; `python -m cnn_jax` lists the commands.
 """
 
 import importlib
+import os
 import signal
 import sys
 from types import ModuleType
@@ -26,10 +27,11 @@ if TYPE_CHECKING:
         train,
     )
 
-# `python -m cnn_jax.main` and the like, of which this is the first line: Ctrl-C ends the process without a traceback,
-# until `cnn_jax.cli.run` handles it.
-_is_command = sys.argv[:1] == ["-m"] and any(each.split(".")[0] == "cnn_jax" for each in sys.orig_argv)
-if _is_command and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+# In a command, of which these are the first lines, Ctrl-C ends the process without a traceback, until
+# `cnn_jax.cli.run` handles it.
+_by_module = sys.argv[:1] == ["-m"] and any(each.split(".")[0] == "cnn_jax" for each in sys.orig_argv)
+_by_script = os.path.basename((sys.argv or [""])[0]).startswith("cnn-jax")
+if (_by_module or _by_script) and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 __all__ = [

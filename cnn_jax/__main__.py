@@ -3,6 +3,7 @@
 import ast
 import difflib
 import importlib.util
+import os
 import re
 import runpy
 import sys
@@ -37,7 +38,7 @@ def main() -> None:
     """Runs the command that the first argument names, with the arguments that follow it."""
     name, *arguments = sys.argv[1:] or ["--help"]
     if name in ("-h", "--help", "help"):
-        print(USAGE)
+        _print(USAGE)
     elif name not in COMMANDS:
         close = difflib.get_close_matches(name, COMMANDS, 1)
         hint = f"Did you mean {close[0]}?" if close else f"The commands are {', '.join(COMMANDS)}."
@@ -49,12 +50,20 @@ def main() -> None:
         runpy.run_module(COMMANDS[name][0], run_name="__main__", alter_sys=True)
 
 
+def _print(text: str | None) -> None:
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # such as `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)  # 128 + SIGPIPE, as in shells
+
+
 def _serve(arguments: list[str]) -> NoReturn:
     """Starts streamlit with the page; flags with a dot, such as --server.port=8000, are those of streamlit."""
     page = importlib.util.find_spec("cnn_jax.app")
     assert page and page.origin
     if {"-h", "--help"} & set(arguments):
-        print(ast.get_docstring(ast.parse(Path(page.origin).read_text(encoding="utf-8"))))
+        _print(ast.get_docstring(ast.parse(Path(page.origin).read_text(encoding="utf-8"))))
         sys.exit(0)
     try:
         from streamlit.web import cli

@@ -17,6 +17,7 @@ from cnn_jax import config as config_lib
 from cnn_jax import runtime
 from cnn_jax.errors import UserError
 
+_PIPE_CLOSED = 141  # 128 + SIGPIPE, as in shells
 _GRACE = 2.0  # seconds between Ctrl-C and the end of the process, for what must be tidied up
 _HELP = {"-h", "-help", "--help", "-?", "--helpshort", "--helpfull"}
 
@@ -108,6 +109,7 @@ def run(
                 changed.update(found)
             if _HELP & set(itertools.takewhile("--".__ne__, argv[1:])):
                 _print_help(argv, changed)
+                sys.stdout.flush()
                 sys.exit(0)
             rest = flags.FLAGS(argv)
             for name in required:
@@ -119,6 +121,9 @@ def run(
                 config.value = config_lib.load(config.value, changed)
         except UserError as error:
             sys.exit(_fail(error))
+        except BrokenPipeError:
+            discard_output()
+            sys.exit(_PIPE_CLOSED)
         except flags.Error as error:
             sys.exit(_fail(f"{config_lib.describe(error)} (--help lists the flags)"))
         return rest
@@ -133,7 +138,7 @@ def run(
             return _fail(error)
         except BrokenPipeError:
             discard_output()
-            return 141  # 128 + SIGPIPE, as in shells
+            return _PIPE_CLOSED
         except KeyboardInterrupt:
             return _fail("Interrupted.") + 129  # 128 + SIGINT, as in shells
 

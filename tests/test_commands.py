@@ -24,6 +24,15 @@ def test_without_a_command_all_are_listed():
     assert done.stdout == run("--help").stdout
 
 
+@pytest.mark.parametrize("arguments", [[], ["train", "--help"], ["page", "--help"], ["config"]])
+def test_a_closed_pipe_is_no_error(arguments):
+    command = [sys.executable, "-m", "cnn_jax", *arguments]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.close()
+        errors = process.stderr.read()
+    assert (process.returncode, errors) == (141, "")
+
+
 def test_a_mistyped_command_is_one_line():
     done = run("trian")
     assert (done.returncode, done.stdout) == (1, "")

@@ -17,7 +17,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import export
 
 from cnn_jax.errors import UserError
@@ -25,7 +24,6 @@ from cnn_jax.utils import files
 
 FORMAT = 1
 PLATFORMS = ("cpu", "cuda")
-LARGEST_DIFFERENCE = 1e-4  # between probabilities: above rounding errors, below those of a wrong program
 
 _MAGIC = b"cnn_jax export\n"
 _LONGEST_LINE = 2**26
@@ -82,26 +80,6 @@ def write(path: Path, log_probabilities: Callable[[Any], Any], metadata: dict[st
             f"Cannot write --output={path} ({error.strerror}): free space there, or choose another file."
         ) from None
     return header
-
-
-def write_checked(path: Path, classifier: Any) -> tuple[dict[str, Any], float]:
-    """Exports a `Classifier`, loads the file and compares its probabilities with those of the classifier.
-
-    Returns:
-      The header, and the largest difference between probabilities.
-
-    Raises:
-      UserError: the file cannot be written, or the outputs differ; the file is then removed.
-    """
-    header = write(path, classifier.log_probabilities, classifier.metadata, classifier.step)
-    images = np.random.default_rng(0).integers(0, 256, (2, *classifier.input_size, 3), np.uint8)
-    difference = float(np.abs(np.exp(read(path)[1](images)) - classifier(images)).max())
-    if not difference <= LARGEST_DIFFERENCE:
-        path.unlink()
-        raise UserError(
-            f"Exported outputs differ from those of the workdir by up to {difference:.3g}: the file was removed."
-        )
-    return header, difference
 
 
 def read(path: Path) -> tuple[dict[str, Any], Callable[[Any], Any]]:

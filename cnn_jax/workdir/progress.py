@@ -1,6 +1,5 @@
 """Progress of training: a bar on a terminal, plain lines elsewhere."""
 
-import math
 import time
 from collections.abc import Mapping
 
@@ -71,7 +70,7 @@ class Progress:
             speed = {"images_per_second": round(rate, 1)}
             left = (self._total_steps - step) / steps_per_second
             numbers += f"  {rate:,.0f} images/s  {duration(left)} left"
-        label = f"epoch {min(max(math.ceil(epoch), 1), self._epochs)}/{self._epochs}"  # that of the last step
+        label = f"epoch {min(int(epoch) + 1, self._epochs)}/{self._epochs}"
         self._bar.update(self._task, completed=step, description=label, numbers=numbers)
         if not self._console.is_terminal and now - self._last_line > SECONDS_BETWEEN_LINES:
             self.say(f"{label}  step {step:,}/{self._total_steps:,}  {numbers}")
