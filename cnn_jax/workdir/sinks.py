@@ -4,6 +4,7 @@ import contextlib
 import csv
 import importlib
 import json
+import logging
 import os
 import secrets
 import sys
@@ -175,6 +176,7 @@ class MlflowWriter:
 
     def __init__(self, mlflow: Any, workdir: Path, first_step: int):
         """Starts a run, named like the workdir, or resumes that of the workdir."""
+        logging.getLogger("mlflow").setLevel(logging.WARNING)  # not that it creates its tables
         local = f"sqlite:///{workdir.absolute().as_posix()}/mlflow.db"
         self._entities = mlflow.entities
         self._client = client = mlflow.MlflowClient(os.environ.get("MLFLOW_TRACKING_URI", local))
