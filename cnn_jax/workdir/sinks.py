@@ -218,8 +218,8 @@ class MlflowWriter:
 class Sinks:
     """`MetricWriter` that passes everything on to several others.
 
-    What fails is left out from then on, with one line on standard error: no run is lost because a disk or a server
-    that only shows its numbers is.
+    A writer that fails is dropped, with one line on standard error: a full disk or a lost connection there must not end
+    the run.
     """
 
     def __init__(self, makers: Mapping[str, Callable[[], MetricWriter]]):
@@ -263,10 +263,11 @@ class Sinks:
         except Exception as error:
             self._writers.pop(name, None)
             reason = " ".join(str(error).split())[:200] or type(error).__name__
-            print(
-                f"Warning: {name} receives no more metrics ({reason}); training continues, and metrics.jsonl has all.",
-                file=sys.stderr,
+            line = (
+                f"Warning: {name} receives no more metrics ({reason}); training continues, and metrics.jsonl has all."
             )
+            with contextlib.suppress(OSError):  # nobody may be reading
+                print(line, file=sys.stderr)
 
 
 def make_sinks(workdir: Path, tensorboard: str, loggers: Sequence[str], first_step: int) -> Sinks:
