@@ -263,9 +263,7 @@ class Sinks:
         except Exception as error:
             self._writers.pop(name, None)
             reason = " ".join(str(error).split())[:200] or type(error).__name__
-            line = (
-                f"Warning: {name} receives no more metrics ({reason}); training continues, and metrics.jsonl has all."
-            )
+            line = f"Warning: {name} receives no more metrics ({reason}); training continues, metrics.jsonl has all."
             with contextlib.suppress(OSError):  # nobody may be reading
                 print(line, file=sys.stderr)
 
