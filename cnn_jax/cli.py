@@ -182,8 +182,9 @@ def _print_help(argv: Sequence[str], overrides: dict[str, str]) -> None:
     """Prints what the command is, its flags and, where it trains, all settings of the stage that the flags name."""
     print(f"{(sys.modules['__main__'].__doc__ or '').strip()}\n\nFlags:")
     for flag in sorted(flags.FLAGS.get_key_flags_for_module(sys.argv[0]), key=lambda flag: flag.name):
-        given = "" if flag.boolean else "=..." if flag.default is None else f"={flag.default}"
-        print(f"--{'[no]' * flag.boolean}{flag.name}{given}\n{flags.text_wrap(flag.help, indent='    ')}")
+        default = "" if flag.default is None or flag.boolean else f" (default: {flag.default})"
+        text = f"--{'[no]' * flag.boolean}{flag.name}: {flag.help}{default}"
+        print(flags.text_wrap(text, indent="      ", firstline_indent="  "))
     if "config" in flags.FLAGS:
         names = re.findall(r"(?:^|\n)--?config[=\n]([^\n]+)", "\n".join(argv[1:]))
         name = names[-1] if names else "base"
