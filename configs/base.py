@@ -65,6 +65,12 @@ KEYS = {
         "writer of TensorBoard events; clu needs TensorFlow",
         changes_numbers=False,
     ),
+    "loggers": Key(
+        (),
+        tuple_of(one_of("csv", "wandb", "mlflow")),
+        "where metrics go besides TensorBoard, such as csv,wandb",
+        changes_numbers=False,
+    ),
     "eval": {
         "epochs": Key(1, whole(1), "epochs between validations; the last epoch always has one", changes_numbers=False),
         "mirror": Key(False, BOOLEAN, "average over mirror images too, here and in all later inference"),

@@ -11,7 +11,6 @@ import pytest
 from conftest import ROOT, stage
 
 from cnn_jax import config as config_lib
-from cnn_jax.config.__main__ import listing
 from cnn_jax.configs import base
 from cnn_jax.errors import UserError
 from cnn_jax.models import MODELS
@@ -42,7 +41,7 @@ def test_stages_have_the_values_that_published_runs_had(name):
 
 def test_what_changes_no_number():
     assert set(config_lib.FREE) == {
-        *("data.dir", "features.dir", "on_nan", "profile", "steps_per_call", "tensorboard"),
+        *("data.dir", "features.dir", "loggers", "on_nan", "profile", "steps_per_call", "tensorboard"),
         *("eval.epochs", "checkpoint.epochs", "checkpoint.minutes"),
     }
 
@@ -216,6 +215,9 @@ def test_a_config_file_anywhere_may_start_from_a_stage(tmp_path, package):
         ("model.hidden", "()", ()),
         ("data.mean", "()", ()),
         ("optimizer.groups", "(('head', 0.1),)", (("head", 0.1),)),
+        ("loggers", "csv", ("csv",)),
+        ("loggers", "csv,wandb", ("csv", "wandb")),
+        ("loggers", "('csv', 'wandb')", ("csv", "wandb")),
     ],
 )
 def test_overrides(key, text, value):
@@ -275,7 +277,7 @@ def test_another_backbone_keeps_the_head_of_the_stage():
 
 
 def test_the_listing_has_the_keys_of_the_network():
-    text = listing("speedrun")
+    text = config_lib.listing(config_lib.load("speedrun"))
     assert "--config.model.whiten_size=2\n    side in pixels" in text
     assert "--config.model.widths='(64, 256, 256)'\n" in text
     assert "hidden" not in text

@@ -222,7 +222,7 @@ def test_only_the_chosen_images_are_decoded(classifier, photographs, tmp_path):
 def test_neither_trainer_nor_optimizer(command):
     code = """
 import sys
-from cnn_jax import evaluate
+import cnn_jax.evaluate
 light = set(sys.modules)
 from cnn_jax.evaluation import dataset, results
 from cnn_jax.report import html

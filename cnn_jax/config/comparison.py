@@ -6,6 +6,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from cnn_jax.config.listing import as_json
 from cnn_jax.config.validation import keys_of
 from cnn_jax.configs import base
 from cnn_jax.errors import UserError
@@ -22,7 +23,7 @@ FREE = tuple(name for name, key in flatten(base.KEYS).items() if not key.changes
 def write(config: ConfigDict, path: Path) -> None:
     """Writes the config as JSON."""
     with files.replacing(path) as file:
-        file.write(json.dumps(config.to_dict(), indent=2) + "\n")
+        file.write(as_json(config))
 
 
 def check_same(config: ConfigDict, path: Path) -> dict[str, tuple[Any, Any]]:

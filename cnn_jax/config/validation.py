@@ -34,9 +34,9 @@ def validate(config: ConfigDict) -> None:
         _check(name, key, values[name])
 
 
-def parse(name: str, key: Key, text: str) -> Any:
-    """Returns the value of a command-line text; raises a `UserError` where a key cannot have it."""
-    value = key.parse(text)
+def parse(name: str, key: Key, value: Any) -> Any:
+    """Returns what a text or value means for a key (see `Key.convert`); raises a `UserError` where it has none."""
+    value = key.convert(value)
     _check(name, key, value)
     return value
 

@@ -1,4 +1,4 @@
-"""Records the training of a run: metrics.jsonl, TensorBoard, the progress bar, and the check that losses are finite."""
+"""Records the training of a run: metrics.jsonl, loggers, the progress bar, and the check that losses are finite."""
 
 import contextlib
 import math
@@ -37,7 +37,7 @@ class Recorder:
 
     Attributes:
       progress: the bar.
-      summaries: metrics.jsonl and TensorBoard.
+      summaries: metrics.jsonl and the loggers.
     """
 
     def __init__(self, workdir: Path, experiment: Experiment, first_step: int):
@@ -50,7 +50,7 @@ class Recorder:
         """
         plan, config = experiment.plan, experiment.config
         self._plan, self._fetch, self._on_nan = plan, experiment.fetch, config.on_nan
-        self.summaries = Summaries(workdir, config.tensorboard, first_step)
+        self.summaries = Summaries(workdir, config.tensorboard, config.loggers, first_step)
         self.progress = Progress(plan.total_steps, plan.epochs, plan.batch_size * config.seeds, first_step)
         self._of_epoch = self._since_last_epoch(read_metrics(workdir), first_step)
         self._pending: tuple[Chunk, dict[str, jax.Array], float] | None = None

@@ -1,7 +1,15 @@
-"""Progress bars outside the training loop."""
+"""The console for progress, and bars outside the training loop."""
+
+import sys
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+
+
+def error_console() -> Console:
+    """Returns a console on standard error; no terminal in notebooks, though they ask rich for colours."""
+    terminal = sys.stderr is not None and sys.stderr.isatty()
+    return Console(stderr=True, force_terminal=None if terminal else False, force_jupyter=False)
 
 
 def bar(count: ProgressColumn | None = None, shown: bool = True) -> Progress:
@@ -13,7 +21,7 @@ def bar(count: ProgressColumn | None = None, shown: bool = True) -> Progress:
       count: the column that shows the count; "completed/total" by default.
       shown: False to draw nothing, for tasks that take a moment.
     """
-    console = Console(stderr=True)
+    console = error_console()
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(bar_width=24),

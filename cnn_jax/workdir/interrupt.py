@@ -2,11 +2,14 @@
 
 import os
 import signal
+import threading
 from types import FrameType
 
 
 class Interrupt:
     """Context in which the first SIGINT or SIGTERM is recorded, and a second one terminates the process.
+
+    Only in the main thread, which alone receives signals: elsewhere it does nothing.
 
     Attributes:
       signal: the recorded signal, or None.
@@ -17,7 +20,9 @@ class Interrupt:
         self.signal: signal.Signals | None = None
 
     def __enter__(self) -> "Interrupt":
-        self._previous = {number: signal.signal(number, self._record) for number in (signal.SIGINT, signal.SIGTERM)}
+        main = threading.current_thread() is threading.main_thread()
+        heard = (signal.SIGINT, signal.SIGTERM) if main else ()
+        self._previous = {number: signal.signal(number, self._record) for number in heard}
         return self
 
     def __exit__(self, *_) -> None:

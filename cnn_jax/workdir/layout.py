@@ -2,6 +2,8 @@
 
 CONFIG_FILE = "config.json"  # the configuration of the run
 METRICS_FILE = "metrics.jsonl"  # one record per line: step, epoch, split and values
+CSV_FILE = "metrics.csv"  # the same as a table, with config.loggers=csv
+LOGGERS_FILE = "loggers.json"  # the identifiers of the run at Weights & Biases and MLflow
 TIMES_FILE = "times.json"  # seconds per part of the run
 PROVENANCE_FILE = "provenance.json"  # source, versions and hardware of the steps
 EVALUATION_FILE = "evaluation.json"  # the result of the last `cnn_jax.evaluate` on the test split

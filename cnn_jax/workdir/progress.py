@@ -4,8 +4,8 @@ import time
 from collections.abc import Mapping
 
 from rich import progress as rich_progress
-from rich.console import Console
 
+from cnn_jax.utils.progress import error_console
 from cnn_jax.utils.text import duration
 
 SECONDS_BETWEEN_LINES = 30.0
@@ -24,7 +24,7 @@ class Progress:
           first_step: the step from which the run starts or resumes.
         """
         self._total_steps, self._epochs, self._images_per_step = total_steps, epochs, images_per_step
-        self._console = Console(stderr=True)
+        self._console = error_console()
         self._timed_from: tuple[int, float] | None = None  # set after the first chunk, which compiles
         self._last_line = time.monotonic()
         self._bar = rich_progress.Progress(
