@@ -46,7 +46,12 @@ KEYS = {
     ),
     "label_smoothing": Key(0.0, SHARE, "share of each target that is spread evenly over all classes"),
     "on_nan": Key("stop", one_of("stop", "continue"), "what to do when the loss is not finite"),
-    "diagnostics": Key(False, BOOLEAN, "record gradient norms and shares of dead ReLUs, per layer"),
+    "diagnostics": Key(
+        False, BOOLEAN, "record gradients, weights, updates, activations and dead ReLUs per layer, and the sharpness"
+    ),
+    "sharpness_every": Key(
+        500, whole(0), "with diagnostics, steps between measurements of the loss's largest Hessian eigenvalue; 0: none"
+    ),
     "profile": Key(
         False, BOOLEAN, "trace some steps into WORKDIR/profile, for TensorBoard or Perfetto", changes_numbers=False
     ),

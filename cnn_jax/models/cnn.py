@@ -47,8 +47,8 @@ class CNN(nn.Module):
         """Returns logits, float32.
 
         With `train`, BatchNorm uses batch statistics (make the collection "batch_stats" mutable) and dropout draws
-        from the stream "dropout". Where the collection "intermediates" is mutable, the share of dead ReLUs of each
-        layer is sown into it, as "dead_LAYER".
+        from the stream "dropout". Where the collection "intermediates" is mutable, the output of each ReLU is sown into
+        it, as "relu_LAYER".
 
         Raises:
           UserError: the images are too small for so many blocks, or `dropout` has the wrong length.
@@ -89,10 +89,8 @@ class CNN(nn.Module):
 
     def _activate(self, x: Array, layer: str, train: bool) -> Array:
         x = nn.relu(x)
-        if self.is_mutable_collection("intermediates") and not self.is_initializing():
-            # A unit (a channel or a neuron) that is zero on the whole batch is dead: no gradient passes through it.
-            dead = (x == 0).all(axis=tuple(range(x.ndim - 1)))
-            self.sow("intermediates", f"dead_{layer}", dead.astype(jnp.float32).mean())
+        if not self.is_initializing():
+            self.sow("intermediates", f"relu_{layer}", x)
         if self.batch_norm:
             x = BatchNorm(
                 momentum=self.bn_momentum,

@@ -6,10 +6,9 @@ arguments, under `jax.pmap` with an axis name, and under `jax.vmap` over (state,
 
 import contextlib
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import optax
@@ -20,6 +19,7 @@ from cnn_jax import rng
 from cnn_jax.models import layers
 from cnn_jax.models.protocols import Network
 from cnn_jax.models.trainable import Partition
+from cnn_jax.training.diagnostics import of_layers
 from cnn_jax.training.ema import Average
 from cnn_jax.training.inputs import Batch, Inputs
 from cnn_jax.training.metrics import Classification, TrainMetrics
@@ -51,7 +51,7 @@ class TrainStep:
       inputs: from a batch to the network's input.
       partition: which parameters are trained, and which BatchNorms keep their statistics; None for all and none.
       label_smoothing: see `soft_targets`.
-      diagnostics: whether the gradient norm and the share of dead ReLUs of each layer are reported.
+      diagnostics: whether the metrics have those of each layer (see `cnn_jax.training.diagnostics`).
       average: how `state.average` is updated; None without averaging.
       axis_name: the mapped axis over which the batch is spread, under `jax.pmap`.
     """
@@ -77,10 +77,13 @@ class TrainStep:
 
     def init_optimizer(self, params: PyTree) -> PyTree:
         """Returns the state of the optimizer before the first step."""
-        return self.optimizer.init(self._trained(params))
+        return self.optimizer.init(self.trained(params))
 
-    def __call__(self, state: TrainState, batch: Batch, key: PRNGKeyArray) -> tuple[TrainState, clu_metrics.Collection]:
-        """Returns the state after one step, and the metrics of its batch before the update."""
+    def loss(self, state: TrainState, batch: Batch, key: PRNGKeyArray) -> Callable[[PyTree], tuple[Array, Any]]:
+        """Returns the loss of a batch as a function of the trained parameters, for `jax.grad` with `has_aux`.
+
+        Its second result is the logits, the loss of each example, and the collections that the network updates.
+        """
         dropout_key, offset, count = rng.stream(key, "dropout", state.step), 0, batch["mask"].sum()
         if self.axis_name is not None:
             device = jax.lax.axis_index(self.axis_name)
@@ -105,18 +108,26 @@ class TrainStep:
             # Divided by the examples of all devices: the gradients of the parts then add up to that of the whole.
             return jnp.where(batch["mask"], losses, 0).sum() / count.astype(losses.dtype), (logits, losses, updated)
 
-        trained = self._trained(state.params)
-        grads, (logits, losses, updated) = jax.grad(loss_fn, has_aux=True)(trained)
+        return loss_fn
+
+    def __call__(self, state: TrainState, batch: Batch, key: PRNGKeyArray) -> tuple[TrainState, clu_metrics.Collection]:
+        """Returns the state after one step, and the metrics of its batch before the update."""
+        trained = self.trained(state.params)
+        grads, (logits, losses, updated) = jax.grad(self.loss(state, batch, key), has_aux=True)(trained)
         if self.axis_name is not None:
             grads = jax.lax.psum(grads, self.axis_name)
         with jax.numpy_dtype_promotion("standard"):  # optax divides by numbers of steps, which are integers
             updates, opt_state = self.optimizer.update(grads, state.opt_state, trained)
+        diagnostics = {}
+        if self.diagnostics:
+            sown = updated.get("intermediates", {})
+            diagnostics = of_layers(trained, grads, updates, sown, logits, self.axis_name)
         metrics = TrainMetrics.single_from_model_output(
             logits=logits,
             labels=batch["label"],
             loss=losses,
             mask=batch["mask"],
-            diagnostics=_diagnose(grads, updated) if self.diagnostics else {},
+            diagnostics=diagnostics,
         )
         if self.axis_name is not None:
             metrics = jax.lax.psum(metrics, self.axis_name)
@@ -131,7 +142,8 @@ class TrainStep:
             state = state.replace(average=mean, **current)
         return state, metrics
 
-    def _trained(self, params: PyTree) -> PyTree:
+    def trained(self, params: PyTree) -> PyTree:
+        """Returns the parameters with None in place of those that are not trained."""
         return self.partition.trained(params) if self.partition else params
 
     def _merge(self, trained: PyTree, params: PyTree) -> PyTree:
@@ -164,12 +176,3 @@ class EvalStep:
         return Classification.single_from_model_output(
             logits=logits, labels=batch["label"], loss=losses, mask=batch["mask"]
         )
-
-
-def _diagnose(grads: PyTree, updated: Mapping[str, Any]) -> dict[str, jax.Array]:
-    """Returns the gradient norm of each layer's kernel and the share of its ReLUs that were zero on the whole batch."""
-    kernels = {path[:-1]: grad for path, grad in flax.traverse_util.flatten_dict(grads).items() if path[-1] == "kernel"}
-    norms = {f"grad_norm/{'/'.join(path)}": jnp.linalg.norm(grad) for path, grad in kernels.items() if grad is not None}
-    sown = updated.get("intermediates", {})
-    dead = {f"dead_relu/{n.removeprefix('dead_')}": v[0] for n, v in sown.items() if n.startswith("dead_")}
-    return norms | dead
