@@ -27,7 +27,8 @@ def test_norms_and_activations_are_those_of_numpy():
     found = summarise(metrics)
     grads, (logits, _, _) = jax.grad(step.loss(state, batch, rng.root(0)), has_aux=True)(state.params)
     outputs = {"head": np.asarray(logits)}
-    inputs = step.inputs.train(batch, None, rng.root(0), state.step, 0)[0]
+    targets = jax.nn.one_hot(batch["label"], 10)
+    inputs = step.inputs.train(batch, targets, rng.root(0), state.step, 0)[0]
     _, sown = step.model.apply({"params": state.params}, inputs, train=False, mutable=["intermediates"])
     outputs |= {layer: np.asarray(sown["intermediates"][f"relu_{layer}"][0]) for layer in LAYERS}
     expected = {}

@@ -42,7 +42,7 @@ def measure(config, **place):
     found = sharpness((8, 10), trained, rows, None, key)
     assert not sharpness((9, 12), trained, rows, None, key)
     assert not Sharpness(step, lambda row, shared: row, Placement.choose(), 0)((0, 9), trained, rows, None, key)
-    images = step.inputs.train(batch, None, key, state.step, 0)[0]
+    images = step.inputs.train(batch, jax.nn.one_hot(batch["label"], 10), key, state.step, 0)[0]
     flat, unravel = ravel_pytree(trained.params)
     return float(found["sharpness"]), lambda flat: plain_loss(unravel(flat), images, batch["label"]), flat
 
