@@ -111,28 +111,30 @@ def findings(records: list[dict[str, Any]], learning_rate: float, momentum: floa
 
 
 def collect(folder: Path) -> dict[str, Any]:
-    """Returns the findings of all finished runs in a folder, by group and seed, with their counts."""
+    """Returns the findings of all finished runs in a folder, GROUP-SEED, by group and seed, with their counts."""
     found: dict[str, Any] = {}
-    for run in runs(list(PLANS)):
-        workdir = folder / run.name
+    usual = config_lib.flatten(config_lib.load("baseline").to_dict())
+    for workdir in sorted(path.parent for path in folder.glob(f"*-*/{CONFIG_FILE}")):
         records = read_metrics(workdir)
         test = scores_on_test(records)
         if test is None:
             continue
-        name, seed = run.name.rsplit("-", 1)
-        config = config_lib.flatten(json.loads((workdir / CONFIG_FILE).read_text()))
+        name, seed = workdir.name.rsplit("-", 1)
+        config = config_lib.with_defaults(config_lib.flatten(json.loads((workdir / CONFIG_FILE).read_text())))
         origin = json.loads((workdir / PROVENANCE_FILE).read_text())
         own = findings(records, config[RATE], config["optimizer.momentum"])
         own |= {"test_accuracy": test["accuracy"], "commits": sorted({each["provenance"]["commit"] for each in origin})}
-        settings = {key: value for key, value in run.settings.items() if key != "seed"}
-        group = found.setdefault(name, {"stage": run.stage, "settings": settings, "n": 0, "collapsed": 0, "seeds": {}})
+        # As JSON, where a tuple is a list.
+        differ = {key: value for key, value in config.items() if json.dumps(value) != json.dumps(usual[key])}
+        changed = {key: value for key, value in differ.items() if key not in (*config_lib.FREE, "seed")}
+        group = found.setdefault(name, {"changed": changed, "n": 0, "collapsed": 0, "seeds": {}})
         group["seeds"][seed] = own
         group["n"], group["collapsed"] = group["n"] + 1, group["collapsed"] + own["collapsed"]
     return found
 
 
 def draw(folder: Path, names: list[str], path: Path) -> None:
-    """Draws the curves of some runs: loss, sharpness over its limit, gradient and dead ReLUs of the dense layer."""
+    """Draws loss, sharpness, gradient and dead ReLUs of some runs, the last three where they were recorded."""
     import matplotlib
 
     matplotlib.use("svg")
@@ -140,9 +142,9 @@ def draw(folder: Path, names: list[str], path: Path) -> None:
 
     curves = {
         "loss": ("loss", "linear"),
-        "sharpness": ("sharpness / stability limit", "log"),
-        "grad_norm/conv1_1": ("gradient norm, first layer", "log"),
         "dead_relu/dense1": ("share of dead ReLUs, dense layer", "linear"),
+        "grad_norm/dense1": ("gradient norm, dense layer", "log"),
+        "sharpness": ("sharpness / stability limit", "log"),
     }
     with plt.rc_context({"svg.hashsalt": "autopsy", "font.size": 9}):
         figure, axes = plt.subplots(2, 2, figsize=(9, 6), sharex=True, layout="constrained")
@@ -157,7 +159,7 @@ def draw(folder: Path, names: list[str], path: Path) -> None:
         for ax, (title, scale) in zip(axes.flat, curves.values(), strict=True):
             ax.set(title=title, yscale=scale)
         axes.flat[0].axhline(math.log(10), color="grey", linestyle=":")  # the loss at chance
-        axes.flat[1].axhline(1, color="grey", linestyle=":")
+        axes.flat[3].axhline(1, color="grey", linestyle=":")
         axes.flat[0].legend(fontsize=7)
         for ax in axes[1]:
             ax.set_xlabel("step")
@@ -181,8 +183,8 @@ def main() -> int:
         if not found:
             parser.error(f"no run in {folder} is finished: train some without --report first")
         REPORT.write_text(json.dumps(found, indent=1) + "\n")
-        drawn = [f"{name}-{min(group['seeds'])}" for name, group in found.items() if name != "pixels_255"]
-        draw(folder, drawn, FIGURE)
+        names = {name: f"{name}-{min(group['seeds'], key=int)}" for name, group in found.items()}
+        draw(folder, [names[name] for name in found if found[name]["changed"].get("on_nan") != "continue"], FIGURE)
         for name, group in found.items():
             print(f"{name:<12} collapsed: {group['collapsed']} of {group['n']}")
         return 0
