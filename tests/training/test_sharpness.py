@@ -15,6 +15,7 @@ from cnn_jax.parallel.placement import Placement
 from cnn_jax.training.sharpness import ITERATIONS, Sharpness
 
 
+@jax.numpy_rank_promotion("allow")
 def plain_loss(params, images, labels):
     """The loss of the baseline, with derivatives in every mode."""
     x = images
