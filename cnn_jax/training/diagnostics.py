@@ -4,6 +4,7 @@ They are computed from what the step has at hand, and change no number of traini
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import flax.traverse_util
 import jax
@@ -62,5 +63,5 @@ def of_layers(
 
 def _kernels(tree: PyTree) -> dict[str, Array]:
     """Returns the kernels of a tree of parameters by their layers' paths, those that are not trained left out."""
-    flat = flax.traverse_util.flatten_dict(tree)
+    flat: dict[Any, Any] = flax.traverse_util.flatten_dict(tree)
     return {"/".join(path[:-1]): leaf for path, leaf in flat.items() if path[-1] == "kernel" and leaf is not None}

@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +56,7 @@ class Recorder:
         chunk: Chunk,
         metrics: clu_metrics.Collection,
         learning_rate: float,
-        measured: Mapping[str, jax.Array] | None = None,
+        measured: dict[str, jax.Array] | None = None,
     ) -> None:
         """Takes the metrics of a chunk, which may still be computed, and records the chunk before it.
 
