@@ -50,7 +50,9 @@ KEYS = {
         False, BOOLEAN, "record gradients, weights, updates, activations and dead ReLUs per layer, and the sharpness"
     ),
     "sharpness_every": Key(
-        500, whole(0), "with diagnostics, steps between measurements of the loss's largest Hessian eigenvalue; 0: none"
+        500,
+        whole(0),
+        "with diagnostics, steps between measurements of the largest eigenvalue of the loss's Hessian; 0: none",
     ),
     "profile": Key(
         False, BOOLEAN, "trace some steps into WORKDIR/profile, for TensorBoard or Perfetto", changes_numbers=False
