@@ -15,7 +15,8 @@ from PIL import Image
 from cnn_jax.data import batching
 from cnn_jax.data import images as image_files
 from cnn_jax.errors import UserError
-from cnn_jax.inference import seeds
+from cnn_jax.inference import calibration, seeds
+from cnn_jax.inference.calibration import Calibration
 from cnn_jax.inference.seeds import ENSEMBLE, Seed
 from cnn_jax.transforms.preprocess import Preprocessing
 from cnn_jax.transforms.tta import NO_TTA, TTA
@@ -41,7 +42,8 @@ class Classifier:
       step: the training step of the parameters.
       metadata: what the run recorded, as JSON: "config", "class_names", "input_size", "preprocessing", ...
       model: the network and its variables {params, batch_stats}, of an ensemble the list of each seed's variables; None
-        for an exported file.
+        for an exported program.
+      calibration: fitted by `python -m cnn_jax.evaluate`; None if it has not been fitted for this network.
     """
 
     class_names: tuple[str, ...]
@@ -52,6 +54,7 @@ class Classifier:
     step: int
     metadata: dict[str, Any]
     model: tuple[Any, Any] | None = None
+    calibration: Calibration | None = None
 
     @property
     def seed(self) -> Seed | None:
@@ -65,7 +68,12 @@ class Classifier:
         return self.model[1] if self.seed == ENSEMBLE else [self.model[1]]
 
     def __call__(
-        self, images: Sequence[ImageLike] | np.ndarray, *, fit: str = "crop", mirror: bool = False
+        self,
+        images: Sequence[ImageLike] | np.ndarray,
+        *,
+        fit: str = "crop",
+        mirror: bool = False,
+        calibrate: bool = False,
     ) -> Float[np.ndarray, "n classes"]:
         """Returns the probabilities of the classes.
 
@@ -75,15 +83,17 @@ class Classifier:
           fit: how images of another size are resized: "crop", "stretch" or "pad" (see `cnn_jax.data.images.fit`).
           mirror: average the probabilities over each image and its mirror image, in addition to the run's own
             test-time augmentation.
+          calibrate: apply `calibration`, if there is one.
 
         Raises:
           UserError: an image cannot be read; the message names the file.
         """
         pixels = self.fit(images, fit)
-        probabilities = np.exp(self.score(pixels))
-        if mirror:
-            probabilities = (probabilities + np.exp(self.score(pixels[:, :, ::-1]))) / 2
-        return probabilities
+        views = [pixels, pixels[:, :, ::-1]] if mirror else [pixels]
+        scores = [self.score(view) for view in views]
+        if calibrate and self.calibration:
+            scores = [self.calibration(each).astype(np.float32) for each in scores]
+        return sum(map(np.exp, scores[1:]), np.exp(scores[0])) / len(views)
 
     def fit(self, images: Sequence[ImageLike] | np.ndarray, how: str = "crop") -> UInt8[np.ndarray, "n h w 3"]:
         """Returns the images at `input_size`, as `score` takes them; the arguments are those of `__call__`."""
@@ -156,6 +166,7 @@ def _from_workdir(path: Path, step: int | str, seed: Seed | None) -> Classifier:
         source=str(path),
         step=number,
         model=(model, members if metadata.get("seed") == ENSEMBLE else members[0]),
+        calibration=calibration.read(path, number, metadata.get("seed")),
     )
 
 
