@@ -35,6 +35,7 @@ _JSON = flags.DEFINE_bool("json", False, "Print one JSON object per line.")
 _CSV = flags.DEFINE_bool("csv", False, "Print comma-separated values, with a header.")
 _FIT = flags.DEFINE_enum("fit", "crop", images.FITS, "How to fit images that are not square.")
 _MIRROR = flags.DEFINE_bool("mirror", False, "Average over each image and its mirror image.")
+_TRUST = flags.DEFINE_bool("trust", False, "Run the program of --model even if it does what no network needs.")
 _CALIBRATE = flags.DEFINE_bool(
     "calibrate", True, "Apply the temperature that python -m cnn_jax.evaluate fitted, if it has run."
 )
@@ -64,7 +65,7 @@ def main(arguments: Sequence[str]) -> int:
     # Imported after the checks, so that a mistyped flag is reported without loading JAX.
     from cnn_jax.inference import batch, load_classifier, seeds
 
-    classifier = load_classifier(_MODEL.value or _WORKDIR.value or "", step=step, seed=seed)
+    classifier = load_classifier(_MODEL.value or _WORKDIR.value or "", step=step, seed=seed, trust=_TRUST.value)
     if classifier.seed is not None and sys.stderr:
         print(f"{classifier.source}: {seeds.describe(classifier.seed)}.", file=sys.stderr)
     calibration = classifier.calibration if _CALIBRATE.value else None

@@ -148,7 +148,11 @@ def class_rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
     """Returns formatted (name, precision, recall, F1, images) per class that occurs or is predicted."""
     predicted = np.array(result["confusion_matrix"]).sum(0)
     return [
-        (text.printable(row["name"]), *(f"{row[name]:.1%}" for name in ("precision", "recall", "f1")), f"{row['support']:,}")
+        (
+            text.printable(row["name"]),
+            *(f"{row[name]:.1%}" for name in ("precision", "recall", "f1")),
+            f"{row['support']:,}",
+        )
         for row, count in zip(result["classes"], predicted)
         if row["support"] or count
     ]

@@ -119,16 +119,23 @@ class Classifier:
 
 
 def load_classifier(
-    source: str | os.PathLike, *, step: int | str = "best", seed: Seed | None = None, lane: int | None = None
+    source: str | os.PathLike,
+    *,
+    step: int | str = "best",
+    seed: Seed | None = None,
+    lane: int | None = None,
+    trust: bool = False,
 ) -> Classifier:
     """Loads a classifier, without the optimizer, the data set or the training code.
 
     Args:
-      source: a workdir, or a file that `python -m cnn_jax.export` wrote.
+      source: a workdir, or a file that `python -m cnn_jax.export` wrote, as jaxexport or safetensors.
       step: the checkpoint of a workdir: a number, "latest", or "best" by validation accuracy.
       seed: of a run with several seeds, the index of one (0 is the seed `config.seed`), or "ensemble" for the mean of
         the probabilities of all. None for the first, or for what an exported file holds.
       lane: the old name of `seed`, for an index.
+      trust: run the program of an exported file even if networks do not need what it does; a stranger's program may
+        then crash this process or worse.
 
     Raises:
       UserError: there is no such workdir, file, checkpoint or seed, or it is damaged.
@@ -141,17 +148,24 @@ def load_classifier(
     if path.is_dir():
         return _from_workdir(path, step, seed)
     if path.exists():
-        return _from_exported(path, seed)
+        return _from_exported(path, seed, trust)
     raise UserError(f"There is no workdir {path}: train one with python -m cnn_jax.main --workdir={path} ...")
 
 
 def _from_workdir(path: Path, step: int | str, seed: Seed | None) -> Classifier:
     # Imported here, because an exported file needs neither Orbax nor Flax, which take most of a second to import.
-    from cnn_jax import models
     from cnn_jax.workdir.checkpoint import restore_model
 
     number, variables, metadata = restore_model(path / CHECKPOINT_FOLDER, step)
     members, metadata = seeds.select(path, variables, metadata, seed)
+    return _from_variables(path, members, metadata, number, calibration.read(path, number, metadata.get("seed")))
+
+
+def _from_variables(
+    path: Path, members: list[Any], metadata: dict[str, Any], step: int, fitted: Calibration | None
+) -> Classifier:
+    from cnn_jax import models
+
     described, config = _described(path, metadata), metadata["config"]
     classes = len(described["class_names"])
     model = models.build(config["model"], classes, config["dtype"])
@@ -164,25 +178,40 @@ def _from_workdir(path: Path, step: int | str, seed: Seed | None) -> Classifier:
         **described,
         log_probabilities=seeds.make_mean(score, members, classes),
         source=str(path),
-        step=number,
+        step=step,
         model=(model, members if metadata.get("seed") == ENSEMBLE else members[0]),
-        calibration=calibration.read(path, number, metadata.get("seed")),
+        calibration=fitted,
     )
 
 
-def _from_exported(path: Path, seed: Seed | None) -> Classifier:
+def _from_exported(path: Path, seed: Seed | None, trust: bool) -> Classifier:
+    if path.suffix == ".safetensors":
+        from cnn_jax.inference import weights
+
+        header, members = weights.read(path)
+        _check_seed(path, header, seed)
+        fitted = calibration.from_json(header.get("calibration"))
+        return _from_variables(path, members, header, header["step"], fitted)
     from cnn_jax.inference import artifact
 
-    header, log_probabilities = artifact.read(path)
+    header, log_probabilities = artifact.read(path, trust)
+    _check_seed(path, header, seed)
+    return Classifier(
+        **_described(path, header),
+        log_probabilities=log_probabilities,
+        source=str(path),
+        step=header["step"],
+        calibration=calibration.from_json(header.get("calibration")),
+    )
+
+
+def _check_seed(path: Path, header: dict[str, Any], seed: Seed | None) -> None:
     held = header.get("seed", 0)  # not in the header of a run with one seed
     if seed not in (None, held):
         raise UserError(
             f"{path} holds {seeds.describe(held)}: export another from the workdir, python -m cnn_jax.export "
             f"--workdir=... --seed={seed} --output={path}"
         )
-    return Classifier(
-        **_described(path, header), log_probabilities=log_probabilities, source=str(path), step=header["step"]
-    )
 
 
 def _described(path: Path, metadata: dict[str, Any]) -> dict[str, Any]:

@@ -293,9 +293,7 @@ def _slice(graph: _Graph, inputs: list[Any], params: Any, aval: Any) -> _Value:
 
 def _reverse(graph: _Graph, inputs: list[Any], params: Any, aval: Any) -> _Value:
     axes = list(params["dimensions"])
-    return graph.value(
-        _cut(graph, inputs[0], [[-1] * len(axes), [-(2**31)] * len(axes), axes, [-1] * len(axes)]), aval
-    )
+    return graph.value(_cut(graph, inputs[0], [[-1] * len(axes), [-(2**31)] * len(axes), axes, [-1] * len(axes)]), aval)
 
 
 def _cut(graph: _Graph, value: Any, vectors: list[list[int]]) -> str:
