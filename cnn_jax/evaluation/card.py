@@ -146,8 +146,8 @@ def markdown(card: dict[str, Any], file: str) -> str:
         "",
         "## Preprocessing",
         "",
-        f"Input: {card['input']}. Inside the file: {resized}divided by 255, minus the mean {preprocessing['mean']}, divided "
-        f"by the standard deviation {preprocessing['std']}. (A file of safetensors holds only the parameters.)",
+        f"Input: {card['input']}. Inside the file: {resized}divided by 255, minus the mean {preprocessing['mean']}, "
+        f"divided by the standard deviation {preprocessing['std']}. (A file of safetensors holds only the parameters.)",
         "",
         "## Calibration",
         "",
@@ -176,7 +176,8 @@ def _row(score: dict[str, Any]) -> str:
     spread = f" [{interval[0]:.4f}, {interval[1]:.4f}], {score['interval_is']}" if interval else ", a single run"
     error = score.get("calibration_error")
     calibrated = "" if error is None else f"; expected calibration error {error:.4f}"
-    return f"- Accuracy {score['accuracy']:.4f}{spread}: {score['of']}, {score['split']} split of {score['data']}{images}{calibrated}"
+    where = f"{score['of']}, {score['split']} split of {score['data']}{images}"
+    return f"- Accuracy {score['accuracy']:.4f}{spread}: {where}{calibrated}"
 
 
 def _calibration(calibration: dict[str, Any] | None) -> str:
@@ -189,8 +190,8 @@ def _calibration(calibration: dict[str, Any] | None) -> str:
             f"{calibration['threshold']:.4f}, which 95 % of the validation images reach."
         )
     return (
-        f"Temperature {calibration['temperature']:.4f}, fitted on the validation split: `predict` and the web page apply "
-        f"it. The file's own output is not calibrated; divide it by the temperature and normalise again.{rule}"
+        f"Temperature {calibration['temperature']:.4f}, fitted on the validation split: `predict` and the web page "
+        f"apply it. The file's own output is not calibrated; divide it by the temperature and normalise again.{rule}"
     )
 
 

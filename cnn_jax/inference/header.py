@@ -40,8 +40,8 @@ def parse(
     if type(header.get("format")) is not int or header["format"] != version:
         found = text.printable(str(header.get("format")))[:50]
         raise UserError(
-            f"{path} has format {found}, and this cnn_jax reads format {version}. Update cnn_jax, or export the workdir "
-            "again with this version."
+            f"{path} has format {found}, and this cnn_jax reads format {version}. Update cnn_jax, or export the "
+            "workdir again with this version."
         )
     rules = _RULES | (more or {})
     missing = sorted(rules.keys() - header.keys())

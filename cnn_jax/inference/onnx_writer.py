@@ -373,8 +373,9 @@ def _window(kind: str) -> Callable[..., _Value]:
 _HANDLERS: dict[str, Callable[..., _Value]] = {
     **{name: _elementwise(kind) for name, kind in {
         "add": "Add", "sub": "Sub", "mul": "Mul", "div": "Div", "max": "Max", "min": "Min", "neg": "Neg", "abs": "Abs",
-        "exp": "Exp", "log": "Log", "tanh": "Tanh", "logistic": "Sigmoid", "erf": "Erf", "sqrt": "Sqrt", "gt": "Greater",
-        "lt": "Less", "ge": "GreaterOrEqual", "le": "LessOrEqual", "eq": "Equal", "and": "And", "or": "Or",
+        "exp": "Exp", "log": "Log",
+        "tanh": "Tanh", "logistic": "Sigmoid", "erf": "Erf", "sqrt": "Sqrt",
+        "gt": "Greater", "lt": "Less", "ge": "GreaterOrEqual", "le": "LessOrEqual", "eq": "Equal", "and": "And", "or": "Or",
         "not": "Not", "pow": "Pow",
     }.items()},
     "broadcast_in_dim": _broadcast,
