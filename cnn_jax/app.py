@@ -274,7 +274,7 @@ def take_uploads(classifier: Classifier) -> None:
         st.info("This network takes pictures of another size: upload yours again.")
     number = state.setdefault("uploads", 0)
     uploads = st.file_uploader(
-        f"Your pictures, up to {MAX_PICTURES} at once and {pictures.MAX_BYTES >> 20} MB each",
+        f"Your pictures, up to {MAX_PICTURES} at once",
         accept_multiple_files=True,
         max_upload_size=pictures.MAX_BYTES >> 20,
         key=f"uploads-{number}",

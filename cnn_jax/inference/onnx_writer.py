@@ -372,11 +372,10 @@ def _window(kind: str) -> Callable[..., _Value]:
 
 _HANDLERS: dict[str, Callable[..., _Value]] = {
     **{name: _elementwise(kind) for name, kind in {
-        "add": "Add", "sub": "Sub", "mul": "Mul", "div": "Div", "max": "Max", "min": "Min", "neg": "Neg", "abs": "Abs",
-        "exp": "Exp", "log": "Log",
-        "tanh": "Tanh", "logistic": "Sigmoid", "erf": "Erf", "sqrt": "Sqrt",
-        "gt": "Greater", "lt": "Less", "ge": "GreaterOrEqual", "le": "LessOrEqual", "eq": "Equal", "and": "And", "or": "Or",
-        "not": "Not", "pow": "Pow",
+        "abs": "Abs", "add": "Add", "and": "And", "div": "Div", "eq": "Equal", "erf": "Erf", "exp": "Exp",
+        "ge": "GreaterOrEqual", "gt": "Greater", "le": "LessOrEqual", "log": "Log", "logistic": "Sigmoid", "lt": "Less",
+        "max": "Max", "min": "Min", "mul": "Mul", "neg": "Neg", "not": "Not", "or": "Or", "pow": "Pow", "sqrt": "Sqrt",
+        "sub": "Sub", "tanh": "Tanh",
     }.items()},
     "broadcast_in_dim": _broadcast,
     "concatenate": _concatenate,

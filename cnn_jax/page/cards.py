@@ -56,7 +56,7 @@ STYLE = """<style>
   .stMainBlockContainer { padding: 1.2rem 1rem 2rem; }
   .stMainBlockContainer h1 { font-size: 1.45rem; padding: 0; }
   .stMainBlockContainer [data-testid="stFileUploaderDropzone"] { padding: 0.5rem 0.75rem; min-height: 0; }
-  .stMainBlockContainer [data-testid="stButtonGroup"] > div { flex-wrap: nowrap; overflow-x: auto; }
+  .stMainBlockContainer [data-testid="stButtonGroup"] button { flex: none; }
   .cnn-card { padding: 0.9rem; }
 }
 </style>"""
