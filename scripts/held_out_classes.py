@@ -31,8 +31,8 @@ from cnn_jax.inference import calibration, load_classifier  # noqa: E402
 from cnn_jax.utils import files  # noqa: E402
 from cnn_jax.utils.source import revision  # noqa: E402
 
-KNOWN = (2, 3, 8)
-TRAIN, TEST = 250, 100  # images per class at most
+TRAIN, TEST = 150, 60  # images per class at most
+STAGES = {"digits": "quickstart", "cifar10": "transfer_lite"}
 
 
 def main() -> None:
@@ -41,17 +41,21 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--cifar10", default="")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--known", default="2,3,8", help="numbers of classes to train on")
+    parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--epochs", type=int, default=10)
     arguments = parser.parse_args()
     rows = []
-    for name, stage in [("digits", "quickstart"), *([("cifar10", "transfer_lite")] if arguments.cifar10 else [])]:
+    for name, stage in STAGES.items():
+        if name == "cifar10" and not arguments.cifar10:
+            continue
         source = {"name": name, "dir": arguments.cifar10 if name == "cifar10" else ""}
         dataset = data.load(SimpleNamespace(validation=0, train_examples=0, split_seed=0, image_size=0, **source))
-        for known in KNOWN:
+        for known in map(int, arguments.known.split(",")):
             for repeat in range(arguments.repeats):
                 workdir = arguments.runs / f"{name}-{known}-{repeat}"
                 chosen = sorted(np.random.default_rng([repeat, known]).permutation(len(dataset.class_names))[:known])
-                train(dataset, stage, [int(label) for label in chosen], workdir, repeat)
+                train(dataset, stage, [int(label) for label in chosen], workdir, repeat, arguments.epochs)
                 measured = measure(dataset, [int(label) for label in chosen], workdir)
                 rows.append({"data": name, "stage": stage, "classes": known, "repeat": repeat} | measured)
                 print(json.dumps(rows[-1]), flush=True)
@@ -60,7 +64,7 @@ def main() -> None:
         file.write(json.dumps(result, indent=1) + "\n")
 
 
-def train(dataset, stage: str, chosen: list[int], workdir: Path, seed: int) -> None:
+def train(dataset, stage: str, chosen: list[int], workdir: Path, seed: int, epochs: int) -> None:
     """Trains and evaluates a network on the chosen classes, unless it has been."""
     if (workdir / "evaluation.json").exists():
         return
@@ -74,7 +78,7 @@ def train(dataset, stage: str, chosen: list[int], workdir: Path, seed: int) -> N
     size = [] if stage == "transfer_lite" else ["--config.data.image_size=32"]
     for command in (
         ["main", f"--config={stage}", "--config.data.name=folder", f"--config.data.dir={folder}", *size,
-         f"--config.seed={seed}", "--config.tensorboard=off"],
+         f"--config.seed={seed}", f"--config.epochs={epochs}", "--config.tensorboard=off"],
         ["evaluate"],
     ):  # fmt: skip
         subprocess.run(

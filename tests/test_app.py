@@ -150,7 +150,7 @@ def test_which_pixels_mattered(page, trained):
     assert not opened.exception
     (card,) = card_texts(opened)
     assert card.count("<img") == 3
-    assert "Which pixels mattered" in card
+    assert "Which regions mattered" in card
 
 
 def test_an_exported_file_is_served(page, exported_model):

@@ -111,8 +111,8 @@ def test_a_visitor_uploads_a_file_and_gets_a_prediction(page, photograph, traine
     for image in card.locator("img").all():
         assert image.evaluate("image => image.complete && image.naturalWidth > 0")
 
-    page.get_by_text("Show which pixels mattered").click()
-    card.get_by_text("Which pixels mattered").wait_for()
+    page.get_by_text("Show which regions mattered").click()
+    card.get_by_text("Which regions mattered").wait_for()
     assert card.locator("img").count() == 3
     page.get_by_role("tab", name="Evaluation").click()
     page.get_by_text("python -m cnn_jax.evaluate").wait_for()

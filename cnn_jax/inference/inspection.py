@@ -70,7 +70,7 @@ def check_module(module: str) -> None:
     call = re.compile(rf"stablehlo\.custom_call {_SYMBOL}\(")
     unknown = set(call.findall(module)) - CUSTOM_CALLS
     if unknown or module.count("stablehlo.custom_call") != len(call.findall(bare)):
-        names = text.printable(", ".join(sorted(unknown)))[:80]
+        names = text.printable(", ".join(sorted(unknown)))[:80] or "in another form"
         raise Refused(f"its program makes a custom call ({names}), which can reach any function of the process")
     _check_size(bare)
 
