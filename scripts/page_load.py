@@ -116,10 +116,12 @@ def load(server: subprocess.Popen, address: str, visitors: int, uploads: int) ->
         "refused": refused,
         "pictures_of_other_visitors": foreign,
         "memory_mb": {
-            "with_all_visitors_idle": idle, "peak": max(peak, memory(server.pid, "VmHWM")), "after_they_left": memory(server.pid),
+            "with_all_visitors_idle": idle,
+            "peak": max(peak, memory(server.pid, "VmHWM")),
+            "after_they_left": memory(server.pid),
         },
         "serves_afterwards": healthy,
-    }  # fmt: skip
+    }
 
 
 def photograph(seed: int) -> bytes:

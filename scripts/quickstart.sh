@@ -18,5 +18,5 @@ What next?
                       --config.data.name=folder --config.data.dir=DIR     with DIR/CLASS/*.jpg
   classify images:  $VENV/bin/python -m cnn_jax.predict --workdir=runs/mine IMAGE...
   the web page:     $VENV/bin/python -m pip install -e '.[app]' && \\
-                      $VENV/bin/streamlit run cnn_jax/app.py -- --workdir=$workdir
+                      $VENV/bin/python -m cnn_jax.page --workdir=$workdir
 TEXT
