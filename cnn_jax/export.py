@@ -97,7 +97,7 @@ def _write_onnx(output: Path, classifier: Any, card: dict[str, Any]) -> tuple[st
     onnx_writer.write(output, classifier.log_probabilities, classifier.input_size, metadata)
     about = f"ONNX operators {onnx_writer.OPSET}"
     try:
-        import onnxruntime
+        import onnxruntime  # pyright: ignore[reportMissingImports]  # an extra
     except ImportError:
         return about, None
     session = onnxruntime.InferenceSession(str(output), providers=["CPUExecutionProvider"])

@@ -81,7 +81,7 @@ def convert(log_probabilities: Callable[[Any], Any], input_size: Sequence[int], 
 
 def _import() -> Any:
     try:
-        import onnx
+        import onnx  # pyright: ignore[reportMissingImports]  # an extra
     except ImportError:
         raise UserError("Writing ONNX needs onnx: pip install 'cnn_jax[onnx]'.") from None
     return onnx

@@ -107,7 +107,7 @@ def _shapes(path: Path, header: dict[str, Any]) -> Any:
 
 def _import() -> Any:
     try:
-        import safetensors.numpy
+        import safetensors.numpy  # pyright: ignore[reportMissingImports]  # an extra
     except ImportError:
         raise UserError("This format needs safetensors: pip install 'cnn_jax[safetensors]'.") from None
     return safetensors
