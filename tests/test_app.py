@@ -405,3 +405,25 @@ assert not heavy & set(sys.modules), heavy & set(sys.modules)
 """
     done = command("", code=code)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments, says",
+    [
+        ([], "Give --workdir=DIR (a trained run) or --model=FILE"),
+        (["--workdir=/nowhere"], "There is no folder /nowhere."),
+        (["--model=/nowhere"], "There is no file /nowhere."),
+        (["--workdir=/tmp", "--port=99999999"], "port"),
+    ],
+)
+def test_the_command_refuses_in_one_line(command, arguments, says):
+    done = command("page", *arguments)
+    assert done.returncode == 1 and says in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
+
+
+def test_the_page_is_for_this_computer_only():
+    import tomllib
+
+    settings = tomllib.loads((ROOT / "cnn_jax" / ".streamlit" / "config.toml").read_text())
+    assert settings["server"]["address"] == "127.0.0.1"
+    assert settings["server"]["maxUploadSize"] << 20 == pictures.MAX_BYTES
