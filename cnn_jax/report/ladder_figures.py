@@ -132,6 +132,79 @@ def accuracies(rows: Rows, narrow: bool = False, reference: bool = False) -> Fig
     return figure
 
 
+def beside_reference(rows: Rows) -> Figure:
+    """Draws the waterfall of the reference's single runs beside that of ours, one line per stage.
+
+    Lines on ours are 95 % intervals: of the mean of the first stage, and of the gains over the stage before, paired by
+    seed. The waterfall of the reference leaves out stages for which it has no number.
+    """
+    pitch, above, below = 0.42, 0.55, 0.3
+    height = len(rows) * pitch + above + below
+    figure = Figure(figsize=(9.0, height))
+    left, right = (figure.add_axes((x, below / height, 0.36, len(rows) * pitch / height)) for x in (0.18, 0.62))
+    steps: list[_Step] = []
+    for row in rows:
+        of, mean = row["difference"], row["mean"]["accuracy"]
+        interval = [mean + bound - of["mean"] for bound in of["interval"] or ()] if of else row["interval"]["accuracy"]
+        steps.append((mean, interval or ()))
+    theirs = [(row["reference"] or {}).get("accuracy") for row in rows]
+    _steps(left, [(value, ()) for value in theirs], "Reference", "50,000 images, 50 to 100 epochs, one run per stage")
+    _steps(right, steps, "Ours", _protocol(rows))
+    for y, row in enumerate(rows):
+        place = {"va": "center", "ha": "right", "transform": left.get_yaxis_transform()}
+        left.text(-0.03, y, _short(row["name"], False), size=10, color=INK, **place)
+    return figure
+
+
+_Step = tuple[float | None, Sequence[float]]  # a level, and the bounds of its interval or ()
+
+
+def _steps(axes: Axes, steps: Sequence[_Step], title: str, subtitle: str) -> None:
+    """Draws a waterfall whose bars are labelled with the levels that they reach."""
+    axes.set_ylim(len(steps) - 0.5, -0.5)
+    axes.set_yticks([])
+    axes.spines[["top", "left", "right"]].set_visible(False)
+    axes.spines["bottom"].set_color("#c9ced4")
+    axes.tick_params(colors=GREY, labelsize=9, length=3)
+    axes.grid(axis="x", color=LINE, lw=0.8)
+    axes.set_axisbelow(True)
+    axes.xaxis.set_major_formatter(_PERCENT)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))
+    axes.text(0, 1.1, title, size=10.5, color=INK, weight="bold", transform=axes.transAxes)
+    axes.text(0, 1.02, subtitle, size=9, color=GREY, transform=axes.transAxes)
+    edges, before = [], None
+    for y, (level, interval) in enumerate(steps):
+        if level is None:
+            axes.text(0.02, y, "no number", size=9, color=GREY, va="center", transform=axes.get_yaxis_transform())
+            continue
+        if before is not None:
+            axes.barh(y, level - before, 0.54, left=before, color=BLUE if level >= before else ORANGE, alpha=0.45, lw=0)
+        axes.plot([level, level], [y - 0.27, y + 0.27], color=BLUE if level >= (before or 0) else ORANGE, lw=2.5)
+        _whisker(axes, interval, y)
+        reach = [level, *interval, *([] if before is None else [before])]
+        axes.text(max(reach), y, f"  {points(level)}", size=9, color=INK, va="center")
+        edges += reach
+        before = level
+    low, high = min(edges), max(edges)
+    axes.set_xlim(low - 0.05 * (high - low), high + 0.17 * (high - low))
+
+
+def _protocol(rows: Rows) -> str:
+    """Returns what is equal in all rows: images, epochs, seeds."""
+    images, epochs, seeds = (
+        {value(row) for row in rows}
+        for value in (
+            lambda row: row["config"]["data.train_examples"],
+            lambda row: row["config"]["epochs"],
+            lambda row: row["n"],
+        )
+    )
+    parts = [f"{images.pop() or 50_000:,} images"] if len(images) == 1 else []
+    parts += [f"{epochs.pop()} epochs"] if len(epochs) == 1 else []
+    parts += [f"n = {seeds.pop()}"] if len(seeds) == 1 else []
+    return ", ".join(parts)
+
+
 def curves(
     named: Mapping[str, Mapping[str, Curve]], measure: str = "accuracy", columns: int = 3, titles: bool = True
 ) -> Figure:
