@@ -32,6 +32,7 @@ from playwright.sync_api import Page, sync_playwright  # noqa: E402
 from cnn_jax.utils import files  # noqa: E402
 from cnn_jax.utils.source import revision  # noqa: E402
 
+ANSWERS = "figcaption, [data-testid=stAlert]"
 AFTER = 60  # seconds after the last visitor left
 
 
@@ -73,7 +74,7 @@ def load(server: subprocess.Popen, address: str, visitors: int, uploads: int) ->
             assert server.poll() is None
             time.sleep(0.5)
     bad = [(name, content) for name, content, kind in hostile.files() if kind == hostile.BAD]
-    noise = random.Random(0)
+    noise, photo = random.Random(0), photograph()
     shown = refused = foreign = 0
     with sync_playwright() as driver:
         flags = ["--no-sandbox", "--disable-gpu"]
@@ -92,9 +93,9 @@ def load(server: subprocess.Popen, address: str, visitors: int, uploads: int) ->
                 odd, content = noise.choice(bad)
                 name += f"-{odd}"
             else:
-                name, content = f"{name}.jpg", photograph(number)
+                name, content = f"{name}.jpg", photo
             upload(page, name, content)
-            texts = page.locator("figcaption, [data-testid=stAlert]").all_inner_texts()
+            texts = page.locator(ANSWERS).all_inner_texts()
             seen = set(re.findall(r"visitor(\d+)-", " ".join(texts)))
             foreign += bool(seen - {str(number % visitors)})
             alert = (
@@ -102,6 +103,7 @@ def load(server: subprocess.Popen, address: str, visitors: int, uploads: int) ->
             )
             refused, shown = refused + bool(alert), shown + (not alert)
             peak = max(peak, memory(server.pid))
+            print(f"{number + 1} of {uploads}: {memory(server.pid)} MB", end="\r", flush=True)
         seconds = time.perf_counter() - start
         chromium.close()
     time.sleep(AFTER)
@@ -110,7 +112,7 @@ def load(server: subprocess.Popen, address: str, visitors: int, uploads: int) ->
     return {
         "visitors": visitors,
         "uploads": uploads,
-        "megabytes_per_photograph": round(len(photograph(0)) / 2**20, 1),
+        "megabytes_per_photograph": round(len(photo) / 2**20, 1),
         "seconds": round(seconds),
         "classified": shown,
         "refused": refused,
@@ -124,9 +126,9 @@ def load(server: subprocess.Popen, address: str, visitors: int, uploads: int) ->
     }
 
 
-def photograph(seed: int) -> bytes:
+def photograph() -> bytes:
     """Returns a noisy JPEG of 12 megapixels and some 5 MB, as telephones take."""
-    coarse = np.random.default_rng(seed).integers(0, 256, (1000, 750, 3), np.uint8)
+    coarse = np.random.default_rng(0).integers(0, 256, (1000, 750, 3), np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(coarse).resize((4000, 3000)).save(buffer, "JPEG", quality=88)
     return buffer.getvalue()
@@ -134,8 +136,10 @@ def photograph(seed: int) -> bytes:
 
 def upload(page: Page, name: str, content: bytes) -> None:
     """Uploads a file and waits until the page names it."""
+    # The field that is being replaced by an empty one is there for a moment longer.
+    page.wait_for_function("document.querySelectorAll('input[type=file]').length == 1")
     page.locator("input[type=file]").set_input_files([{"name": name, "mimeType": "image/jpeg", "buffer": content}])
-    page.get_by_text(name).first.wait_for()
+    page.locator(ANSWERS, has_text=name).first.wait_for()
 
 
 def memory(pid: int, field: str = "VmRSS") -> int:
