@@ -41,13 +41,14 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--cifar10", default="")
+    parser.add_argument("--data", default="digits,cifar10")
     parser.add_argument("--known", default="2,3,8", help="numbers of classes to train on")
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--epochs", type=int, default=10)
     arguments = parser.parse_args()
     rows = []
     for name, stage in STAGES.items():
-        if name == "cifar10" and not arguments.cifar10:
+        if name not in arguments.data.split(",") or (name == "cifar10" and not arguments.cifar10):
             continue
         source = {"name": name, "dir": arguments.cifar10 if name == "cifar10" else ""}
         dataset = data.load(SimpleNamespace(validation=0, train_examples=0, split_seed=0, image_size=0, **source))

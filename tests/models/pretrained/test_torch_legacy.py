@@ -268,10 +268,10 @@ def test_says_what_is_wrong(read, content, message):
 
 
 def test_megabytes_of_nested_tuples_are_refused_at_once(read):
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(UserError, match=r"a pickle has more than 200,000 instructions"):
         read(file_of(b")" + b"\x85" * 3_000_000))
-    assert time.perf_counter() - start < 10
+    assert time.process_time() - start < 10
 
 
 def test_a_missing_file_is_one_clear_line(tmp_path):
