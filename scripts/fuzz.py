@@ -141,7 +141,7 @@ def pth() -> list[bytes]:
     first, second = tensor(b"0", 6, b"K\x02K\x03\x86K\x03K\x01\x86"), tensor(b"1", 3, b"K\x03\x85K\x01\x85")
     body = b"\x80\x02}(U\x01a" + first + b"U\x01b" + second + b"u."
     data = (6).to_bytes(8, "little") + bytes(24) + (3).to_bytes(8, "little") + bytes(12)
-    nested = start + b"\x80\x02)" + b"\x85" * 100_000 + b"."
+    nested = start + b"\x80\x02)" + b"\x85" * 20_000 + b"."
     return [start + body + pickle.dumps(["0", "1"], 2) + data, nested]
 
 

@@ -22,11 +22,13 @@ from cnn_jax import runtime  # noqa: E402
 
 runtime.prepare()
 
+import jax  # noqa: E402
 import numpy as np  # noqa: E402
 from PIL import Image  # noqa: E402
 from scipy import special  # noqa: E402
 
 from cnn_jax import data  # noqa: E402
+from cnn_jax.data import batching  # noqa: E402
 from cnn_jax.inference import calibration, load_classifier  # noqa: E402
 from cnn_jax.utils import files  # noqa: E402
 from cnn_jax.utils.source import revision  # noqa: E402
@@ -140,12 +142,10 @@ def validation_images(classifier) -> np.ndarray:
 def score(classifier, images: np.ndarray) -> np.ndarray:
     """Returns logits."""
     model, variables = classifier.model
+    logits = jax.jit(lambda pixels: model.apply(variables, classifier.preprocessing(pixels), train=False))
     pixels = classifier.fit(list(images))
-    parts = [
-        model.apply(variables, classifier.preprocessing(pixels[start : start + 50]), train=False)
-        for start in range(0, len(pixels), 50)
-    ]
-    return np.concatenate([np.asarray(part, np.float64) for part in parts])
+    parts = [logits(batching.pad(pixels[start : start + 50], 50)) for start in range(0, len(pixels), 50)]
+    return np.concatenate([np.asarray(part, np.float64) for part in parts])[: len(pixels)]
 
 
 def shares(known: np.ndarray, unknown: np.ndarray, threshold: float) -> dict[str, float]:
