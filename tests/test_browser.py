@@ -118,7 +118,7 @@ def test_a_visitor_uploads_a_file_and_gets_a_prediction(page, photograph, traine
     page.get_by_text("python -m cnn_jax.evaluate").wait_for()
     page.get_by_alt_text("Loss and accuracy over the epochs").wait_for()
     page.get_by_role("tab", name="Try it").click()
-    assert card.is_visible()
+    card.wait_for()
 
 
 def test_the_second_prediction_takes_milliseconds(page, photograph):

@@ -10,6 +10,8 @@ import numpy as np
 
 from cnn_jax.errors import UserError
 
+_MOST_NAMES = 10_000
+
 Layer = dict[str, np.ndarray]  # weights by their names in the file, in the file's order
 
 
@@ -103,5 +105,12 @@ def _names(group: Any, attribute: str) -> list[str]:
     """Returns a list of names; a long one is split over several attributes, whose size HDF5 limits."""
     numbered = (f"{attribute}{part}" for part in count())
     parts = [attribute] if attribute in group.attrs else takewhile(group.attrs.__contains__, numbered)
-    names = [name for part in parts for name in group.attrs[part]]
+    names = []
+    for part in parts:
+        held = group.attrs.get_id(part)
+        # Keras writes texts of fixed length; of a damaged attribute of another type, HDF5 may read practically forever.
+        shape, kind = held.shape, held.dtype.kind
+        if shape is None or len(shape) != 1 or shape[0] > _MOST_NAMES or not (kind == "S" or shape[0] == 0):
+            raise UserError(f"{group.file.filename}: {part} is not a list of at most {_MOST_NAMES:,} names.")
+        names += list(group.attrs[part])
     return [name.decode() if isinstance(name, bytes) else str(name) for name in names]
