@@ -108,9 +108,9 @@ def _names(group: Any, attribute: str) -> list[str]:
     names = []
     for part in parts:
         held = group.attrs.get_id(part)
-        # Keras writes texts of fixed length; of a damaged attribute of another type, HDF5 may read practically forever.
-        shape, kind = held.shape, held.dtype.kind
-        if shape is None or len(shape) != 1 or shape[0] > _MOST_NAMES or not (kind == "S" or shape[0] == 0):
+        # Keras writes texts of fixed length; damaged ones of variable length, HDF5 may read practically forever.
+        shape, is_text = held.shape, held.dtype.kind == "S"
+        if shape is None or len(shape) != 1 or shape[0] > _MOST_NAMES or not (is_text or shape[0] == 0):
             raise UserError(f"{group.file.filename}: {part} is not a list of at most {_MOST_NAMES:,} names.")
         names += list(group.attrs[part])
     return [name.decode() if isinstance(name, bytes) else str(name) for name in names]
