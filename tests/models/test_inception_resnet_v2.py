@@ -184,12 +184,12 @@ def legacy(tmp_path):
     """A file in the legacy format whose weights are single numbers."""
     layers = {f"layer{i}": name for i, name in enumerate(inception_resnet_v2.topological_order())}
     with h5py.File(tmp_path / "legacy.h5", "w") as file:
-        file.attrs["layer_names"] = np.array(["input", *layers], "S")
+        file.attrs["layer_names"] = ["input", *layers]
         file.create_group("input").attrs["weight_names"] = np.zeros(0)
         for name, ours in layers.items():
             keys = [f"{name}/{i}:0" for i in range({"conv": 1, "project": 2, "bn": 3}[ours.rsplit("/", 1)[-1]])]
             group = file.create_group(name)
-            group.attrs["weight_names"] = np.array(keys, "S")
+            group.attrs["weight_names"] = keys
             for key in keys:
                 group[key] = np.zeros(1)
     return tmp_path / "legacy.h5"

@@ -108,8 +108,8 @@ def _names(group: Any, attribute: str) -> list[str]:
     names = []
     for part in parts:
         held = group.attrs.get_id(part)
-        # Keras writes texts of fixed length; damaged ones of variable length, HDF5 may read practically forever.
-        shape, is_text = held.shape, held.dtype.kind == "S"
+        # Keras writes texts of fixed or variable length. (On damaged ones of variable length, HDF5 itself can hang.)
+        shape, is_text = held.shape, held.dtype.kind in "SO"
         if shape is None or len(shape) != 1 or shape[0] > _MOST_NAMES or not (is_text or shape[0] == 0):
             raise UserError(f"{group.file.filename}: {part} is not a list of at most {_MOST_NAMES:,} names.")
         names += list(group.attrs[part])
