@@ -100,6 +100,8 @@ def make_phases(
             own.label_smoothing,
             own.diagnostics,
             average if average.enabled else None,
+            own.accumulate,
+            unroll=not place.scan,
         )
         phases.append(
             Phase(

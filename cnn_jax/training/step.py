@@ -6,7 +6,7 @@ arguments, under `jax.pmap` with an axis name, and under `jax.vmap` over (state,
 
 import contextlib
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.traverse_util
@@ -52,6 +52,9 @@ class TrainStep:
       partition: which parameters are trained, and which BatchNorms keep their statistics; None for all and none.
       label_smoothing: see `soft_targets`.
       diagnostics: whether the gradient norm and the share of dead ReLUs of each layer are reported.
+      accumulate: parts of a batch whose gradients are computed one after the other and added. BatchNorm sees one part
+        at a time.
+      unroll: whether the parts are unrolled instead of a `lax.scan`, in which a CPU runs convolutions slowly.
       average: how `state.average` is updated; None without averaging.
       axis_name: the mapped axis over which the batch is spread, under `jax.pmap`.
     """
@@ -63,6 +66,8 @@ class TrainStep:
     label_smoothing: float = 0.0
     diagnostics: bool = False
     average: Average | None = None
+    accumulate: int = 1
+    unroll: bool = True
     axis_name: str | None = None
 
     def init(self, variables: Mapping[str, PyTree]) -> TrainState:
@@ -90,8 +95,8 @@ class TrainStep:
         targets = soft_targets(batch["label"], self.model.num_classes, self.label_smoothing)
         inputs, targets = self.inputs.train(batch, targets, key, state.step, offset)
 
-        def loss_fn(trained):
-            variables = {"params": self._merge(trained, state.params), "batch_stats": state.batch_stats}
+        def loss_fn(trained, batch_stats, inputs, targets, mask, dropout_key):
+            variables = {"params": self._merge(trained, state.params), "batch_stats": batch_stats}
             with self._frozen_statistics(), layers.batch_axis(self.axis_name):
                 logits, updated = self.model.apply(
                     variables,
@@ -102,11 +107,15 @@ class TrainStep:
                     rngs={"dropout": dropout_key},
                 )
             losses = optax.softmax_cross_entropy(logits, targets)
-            # Divided by the examples of all devices: the gradients of the parts then add up to that of the whole.
-            return jnp.where(batch["mask"], losses, 0).sum() / count.astype(losses.dtype), (logits, losses, updated)
+            # Divided by the examples of all devices and parts: their gradients then add up to that of the whole.
+            return jnp.where(mask, losses, 0).sum() / count.astype(losses.dtype), (logits, losses, updated)
 
-        trained = self._trained(state.params)
-        grads, (logits, losses, updated) = jax.grad(loss_fn, has_aux=True)(trained)
+        trained, gradient = self._trained(state.params), jax.grad(loss_fn, has_aux=True)
+        if self.accumulate > 1:
+            gradient = _in_parts(gradient, self.accumulate, self.unroll)
+        grads, (logits, losses, updated) = gradient(
+            trained, state.batch_stats, inputs, targets, batch["mask"], dropout_key
+        )
         if self.axis_name is not None:
             grads = jax.lax.psum(grads, self.axis_name)
         with jax.numpy_dtype_promotion("standard"):  # optax divides by numbers of steps, which are integers
@@ -164,6 +173,43 @@ class EvalStep:
         return Classification.single_from_model_output(
             logits=logits, labels=batch["label"], loss=losses, mask=batch["mask"]
         )
+
+
+def _in_parts(gradient: Callable[..., Any], parts: int, unroll: bool) -> Callable[..., Any]:
+    """Returns a function like `gradient` that computes a batch in parts, one after the other, and adds the gradients.
+
+    Part i has the examples i, i + parts, ..., so that each device's examples stay on it. Each part has a dropout key of
+    its own and begins with the batch statistics that the previous one left. Diagnostics are means over the parts.
+    """
+
+    def split(x):
+        return x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1)
+
+    def join(x):
+        return x.swapaxes(0, 1).reshape(-1, *x.shape[2:])
+
+    def summed(trained, batch_stats, inputs, targets, mask, dropout_key):
+        def step(carry, part):
+            (batch_stats, total), (index, *examples) = carry, part
+            if unroll:
+                # Makes a part depend on the gradients of the part before. XLA:CPU would otherwise interleave the parts
+                # and hold the activations of all; it ignores `optimization_barrier`.
+                overflow = sum(jnp.ravel(leaf)[0] for leaf in jax.tree.leaves(total)) == jnp.inf
+                examples[0] = jnp.where(overflow, 0, examples[0])
+            grads, (logits, losses, updated) = gradient(
+                trained, batch_stats, *examples, jax.random.fold_in(dropout_key, index)
+            )
+            updated, statistics = dict(updated), updated.get("batch_stats", {})
+            updated.pop("batch_stats", None)
+            return (statistics, jax.tree.map(jnp.add, total, grads)), (logits, losses, updated)
+
+        begin = batch_stats, jax.tree.map(jnp.zeros_like, trained)
+        rows = (jnp.arange(parts), *map(split, (inputs, targets, mask)))
+        (batch_stats, total), (logits, losses, sown) = jax.lax.scan(step, begin, rows, unroll=parts if unroll else 1)
+        updated = {"batch_stats": batch_stats} | jax.tree.map(lambda x: x.mean(0), sown)
+        return total, (join(logits), join(losses), updated)
+
+    return summed
 
 
 def _diagnose(grads: PyTree, updated: Mapping[str, Any]) -> dict[str, jax.Array]:
