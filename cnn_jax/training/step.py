@@ -52,10 +52,10 @@ class TrainStep:
       partition: which parameters are trained, and which BatchNorms keep their statistics; None for all and none.
       label_smoothing: see `soft_targets`.
       diagnostics: whether the gradient norm and the share of dead ReLUs of each layer are reported.
+      average: how `state.average` is updated; None without averaging.
       accumulate: parts of a batch whose gradients are computed one after the other and added. BatchNorm sees one part
         at a time.
       unroll: whether the parts are unrolled instead of a `lax.scan`, in which a CPU runs convolutions slowly.
-      average: how `state.average` is updated; None without averaging.
       axis_name: the mapped axis over which the batch is spread, under `jax.pmap`.
     """
 
