@@ -30,7 +30,7 @@ IMAGES = 1024  # in an evaluation
 
 def main() -> None:
     """Measures and writes the report, or is one of the two processes that measure."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--output", type=Path, default=measuring.ROOT / "reports" / "mesh_cpu.json")
     parser.add_argument("--worker", type=int, default=0, help=argparse.SUPPRESS)
@@ -98,37 +98,28 @@ def training(name: str, devices: int) -> float:
     import jax
 
     batch_size, seeds, steps = (TRAINING | SEEDS)[name]
-    run = make(batch_size, seeds, steps, devices)
-    state = run.state if hasattr(run, "state") else run.init()
+    run, held = make(batch_size, seeds, steps, devices)
     begin = time.perf_counter()
-    _, run.state, _ = run.train_chunk(state, 0)
-    jax.block_until_ready(run.state)
+    _, held["state"], _ = run.train_chunk(held["state"], 0)
+    jax.block_until_ready(held["state"])
     return (time.perf_counter() - begin) / steps
 
 
 def evaluation(batch_size: int, devices: int) -> float:
     """Returns the seconds in which `IMAGES` images are scored."""
-    run = make(batch_size, 1, 1, devices)
-    if not hasattr(run, "variables"):
-        run.variables = run.init().variables
+    run, held = make(batch_size, 1, 1, devices)
     begin = time.perf_counter()
-    run.evaluate(run.variables, "validation")
+    run.evaluate(held["state"].variables, "validation")
     return time.perf_counter() - begin
 
 
 @functools.cache
 def make(batch_size: int, seeds: int, steps: int, devices: int):
-    """Returns the experiment of a measurement."""
-    mesh = {"mesh__seed": devices} if seeds > 1 else {"mesh__data": devices}
-    return measuring.experiment(
-        "augment",
-        IMAGES,
-        batch_size=batch_size,
-        eval_batch_size=batch_size,
-        seeds=seeds,
-        steps_per_call=steps,
-        **mesh,
-    )
+    """Returns the experiment of a measurement, and a dictionary that holds its state."""
+    changes = {"batch_size": batch_size, "eval_batch_size": batch_size, "seeds": seeds, "steps_per_call": steps}
+    changes["mesh__seed" if seeds > 1 else "mesh__data"] = devices
+    run = measuring.experiment("augment", IMAGES, None, **changes)
+    return run, {"state": run.init()}
 
 
 if __name__ == "__main__":
