@@ -39,7 +39,7 @@ def main() -> None:
 
 
 def compare(rounds: int, output: Path) -> None:
-    """Times both processes in turn and writes the medians and ratios."""
+    """Times both processes in turn and writes the medians and ratios, after each round from the second on."""
     cores = len(os.sched_getaffinity(0))
     workers = {devices: start(devices) for devices in (1, cores)}
     times: dict[str, dict[int, list[float]]] = {name: {devices: [] for devices in workers} for name in MEASUREMENTS}
@@ -50,17 +50,25 @@ def compare(rounds: int, output: Path) -> None:
                 seconds = ask(workers[devices], name)
                 if turn:
                     times[name][devices].append(seconds)
+        if turn > 1:
+            write(times, output)
     for worker in workers.values():
         worker.communicate()
-    if not rounds:
-        return
-    rows = []
+
+
+def write(times: dict[str, dict[int, list[float]]], output: Path) -> None:
+    """Prints and writes the medians and ratios of the rounds so far."""
+    rows, cores = [], len(os.sched_getaffinity(0))
     for name, of_devices in times.items():
         ratios = [one / many for one, many in zip(of_devices[1], of_devices[cores], strict=True)]
         low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
         medians = {str(devices): statistics.median(values) for devices, values in of_devices.items()}
         rows.append({"name": name, "seconds": medians, "speed_ratio": middle, "quartiles": [low, high]})
-        print(f"{name:28} {medians['1']:.4f} s, {medians[str(cores)]:.4f} s: {middle:.2f} ({low:.2f} to {high:.2f})")
+        print(
+            f"{name:28} {medians['1']:.4f} s, {medians[str(cores)]:.4f} s: {middle:.2f} ({low:.2f} to {high:.2f})",
+            flush=True,
+        )
+    rounds = len(times[MEASUREMENTS[0]][1])
     report = {"machine": measuring.machine(), "cores": cores, "rounds": rounds, "rows": rows}
     output.write_text(json.dumps(report, indent=1) + "\n")
 
