@@ -41,6 +41,19 @@ KEYS = {
     "steps_per_call": Key(
         50, whole(1), "steps between two checks of signals, progress and metrics", changes_numbers=False
     ),
+    "accumulate": Key(1, whole(1), "parts of a batch that are computed one after the other, to need less memory"),
+    "mesh": {  # over which devices a run is spread: see docs/scaling.md
+        "data": Key(0, whole(0), "devices that share each batch; 0: one CPU, otherwise all", changes_numbers=False),
+        "seed": Key(
+            0, whole(0), "devices that share the seeds; 0: as many as fit, on a CPU one", changes_numbers=False
+        ),
+        "images": Key(
+            "auto",
+            one_of("auto", "replicate", "shard"),
+            "whether each device holds all images or a part; auto: all, if they take at most half of its memory",
+            changes_numbers=False,
+        ),
+    },
     "dtype": Key(
         "float32", one_of("float32", "bfloat16"), "type that layers compute in; parameters are float32 in any case"
     ),

@@ -20,7 +20,7 @@ def experiment(stage: str, examples: int = 1024, seed_layout: str | None = None,
     Args:
       stage: the name of the stage.
       examples: the number of training images.
-      seed_layout: of a `cnn_jax.parallel.placement.Placement`; None for the fastest.
+      seed_layout: of a `cnn_jax.parallel.placement.Placement`; None for that of the configuration.
       **changes: keys of the configuration, with __ for the dots.
     """
     from cnn_jax import config as config_lib
@@ -36,7 +36,7 @@ def experiment(stage: str, examples: int = 1024, seed_layout: str | None = None,
     images = generator.randint(0, 256, (examples, 32, 32, 3)).astype(np.uint8)
     labels = generator.randint(0, 10, examples).astype(np.int32)
     split = Split(ArraySource(names, labels, images), np.arange(examples))
-    place = Placement.choose(config.seeds, seed_layout=seed_layout)
+    place = Placement.choose(config.seeds, seed_layout=seed_layout) if seed_layout else None
     return Experiment(config, Dataset("random", names, split, split, split), place=place)
 
 

@@ -133,7 +133,7 @@ class Splits:
     def images(self, split: str) -> dict[str, jax.Array]:
         """Returns "image" and "label" of a split on the device."""
         if split not in self._images:
-            self._images[split] = self._place.put(self.host(split), self._place.replicated)
+            self._images[split] = self._place.put_examples(self.host(split))
         return self._images[split]
 
     def features(self, split: str, compute: Features) -> dict[str, jax.Array]:
@@ -146,7 +146,7 @@ class Splits:
         if split not in self._features:
             host = self.host(split)
             arrays = {"features": compute(host["image"], split), "label": host["label"]}
-            self._features[split] = self._place.put(arrays, self._place.replicated)
+            self._features[split] = self._place.put_examples(arrays)
         return self._features[split]
 
     def has_features(self, *splits: str) -> bool:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -11,8 +12,11 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
+from cnn_jax.errors import UserError
+
 SEED, DATA = "seed", "data"  # the axes of the mesh
 SeedLayout = Literal["loop", "vmap", "devices"]
+Images = Literal["auto", "replicate", "shard"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,12 +30,49 @@ class Placement:
         over the mesh's axis "seed", batched on each device; None for one seed. In every step the three agree to
         rounding; "loop" equals single runs bit for bit.
       scan: whether a chunk of steps is one `lax.scan`, or one call per step. In every step the two agree to rounding.
+      images: whether every device holds all images or a part of them; see `put_examples`.
     """
 
     mesh: Mesh
     seeds: int | None = None
     seed_layout: SeedLayout | None = None
     scan: bool = False
+    images: Images = "auto"
+
+    @classmethod
+    def from_config(cls, config: Any) -> "Placement":
+        """Returns the placement that `config.mesh` describes.
+
+        By default a CPU is one device, even if XLA was told to make several. Of other devices, all share the seeds if
+        they can do so evenly; otherwise as many as can share each batch evenly do.
+
+        Raises:
+          UserError: there are not so many devices, or they cannot share the seeds or a batch evenly.
+        """
+        devices, mesh = jax.local_devices(), config.mesh
+        on_cpu, free = devices[0].platform == "cpu", len(devices) // max(mesh.data, 1)
+        seed = mesh.seed or (free if not on_cpu and free and config.seeds % free == 0 else 1)
+        if config.batch_size % config.accumulate:
+            raise UserError(_uneven(config.batch_size, config.accumulate, "parts (config.accumulate)"))
+        part = config.batch_size // config.accumulate
+        data = mesh.data or (1 if on_cpu else _largest_divisor(part, len(devices) // seed))
+        if seed * data > len(devices):
+            make = f" On a CPU, XLA_FLAGS=--xla_force_host_platform_device_count={seed * data} makes so many."
+            raise UserError(
+                f"config.mesh asks for {seed * data} devices (seed {seed} x data {data}), but JAX has {len(devices)}: "
+                f"set smaller numbers.{make if on_cpu else ''}"
+            )
+        if config.seeds % seed:
+            raise UserError(
+                f"config.mesh.seed is {seed}, but {config.seeds} seeds cannot be shared evenly by so many devices: "
+                f"set it to {_largest_divisor(config.seeds, seed)}, or change config.seeds."
+            )
+        if part % data:
+            parts = f" and {config.accumulate} parts (config.accumulate)" if config.accumulate > 1 else ""
+            raise UserError(_uneven(config.batch_size, data * config.accumulate, f"devices{parts}", data))
+        layout: SeedLayout = "devices" if seed > 1 else "loop" if on_cpu else "vmap"
+        place = cls.choose(config.seeds, devices=devices[: seed * data], data=data, seed_layout=layout)
+        return dataclasses.replace(place, images=mesh.images)
 
     @classmethod
     def choose(
@@ -96,11 +137,32 @@ class Placement:
     @property
     def layout(self) -> dict[str, Any]:
         """How steps and seeds are dispatched, for the record: it decides how sums are rounded."""
-        return {"steps": "scan" if self.scan else "loop", "seeds": self.seed_layout}
+        mesh = {"mesh": f"{DATA} {self.data}"} if self.data > 1 else {}
+        return {"steps": "scan" if self.scan else "loop", "seeds": self.seed_layout} | mesh
 
     def put(self, tree: PyTree, sharding: NamedSharding) -> PyTree:
         """Returns the arrays on the devices."""
         return jax.device_put(tree, sharding)
+
+    def put_examples(self, examples: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+        """Returns the examples of a split on the devices: all on each, or the images or features spread by rows.
+
+        Spread ones are padded with zeros to a multiple of the devices; labels never are, so they give the number.
+        """
+        labels = self.put(examples["label"], self.replicated)
+        inputs = {name: array for name, array in examples.items() if name != "label"}
+        sharding = self.replicated
+        if self._must_shard(sum(array.nbytes for array in inputs.values())):
+            pad = -len(examples["label"]) % self.data
+            inputs = {n: np.pad(x, [(0, pad)] + [(0, 0)] * (x.ndim - 1)) for n, x in inputs.items()}
+            sharding = NamedSharding(self.mesh, PartitionSpec(DATA))
+        return self.put(inputs, sharding) | {"label": labels}
+
+    def _must_shard(self, size: int) -> bool:
+        if self.images != "auto":
+            return self.images == "shard"
+        memory = (self.mesh.devices.flat[0].memory_stats() or {}).get("bytes_limit", math.inf)  # a CPU does not say
+        return size > memory / 2
 
     def abstract(self, function: Callable[..., PyTree], *arguments: Any) -> PyTree:
         """Returns shapes, types and shardings of what `function` returns for one seed, with the seed axis added."""
@@ -149,6 +211,18 @@ def _stack(trees: list[PyTree]) -> PyTree:
 @functools.partial(jax.jit, static_argnums=1)
 def _unstack(tree: PyTree, count: int) -> list[PyTree]:
     return [jax.tree.map(lambda x: x[index], tree) for index in range(count)]  # noqa: B023
+
+
+def _largest_divisor(number: int, most: int) -> int:
+    """Returns the largest divisor of a number that is at most `most`, and at least 1."""
+    return next((divisor for divisor in range(most, 1, -1) if number % divisor == 0), 1)
+
+
+def _uneven(batch_size: int, parts: int, names: str, count: int | None = None) -> str:
+    """Returns a message with the nearest batch sizes that so many parts share evenly."""
+    below, above = batch_size // parts * parts, -(-batch_size // parts) * parts
+    sizes = f"{below} or {above}" if below else f"{above}"
+    return f"config.batch_size is {batch_size}, which {count or parts} {names} cannot share evenly: set it to {sizes}."
 
 
 def on_one_device() -> jax.sharding.Sharding:

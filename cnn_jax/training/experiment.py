@@ -59,15 +59,10 @@ class Experiment:
           config: valid (see `cnn_jax.config.validate`).
           dataset: the data.
           features: where features of a frozen backbone are cached; None to compute them in every epoch.
-          place: None for the fastest.
+          place: None for that of `config.mesh`.
         """
         self.config = config
-        self.place = place or Placement.choose(config.seeds)
-        if config.batch_size % self.place.data:
-            raise UserError(
-                f"config.batch_size is {config.batch_size}, which {self.place.data} devices cannot share evenly: set "
-                f"it to a multiple of {self.place.data}."
-            )
+        self.place = place or Placement.from_config(config)
         early_stopping.check(config, len(dataset.validation))
         self.splits = Splits(dataset, self.place)
         self.model = models.build(config.model, len(dataset.class_names), config.dtype)

@@ -107,6 +107,8 @@ def make_phases(
             average if average.enabled else None,
             class_weights,
             skip_not_finite=own.on_nan == "skip",
+            accumulate=own.accumulate,
+            unroll=not place.scan,
         )
         phases.append(
             Phase(

@@ -59,6 +59,9 @@ class TrainStep:
       skip_not_finite: whether an update is dropped whose loss or gradient is not finite. The state then stays as it
         was, except that counts of steps go on; the batch enters no metric, and the share of such steps is reported as
         `SKIPPED`.
+      accumulate: parts of a batch whose gradients are computed one after the other and added. BatchNorm sees one part
+        at a time.
+      unroll: whether the parts are unrolled instead of a `lax.scan`, in which a CPU runs convolutions slowly.
       axis_name: the mapped axis over which the batch is spread, under `jax.pmap`.
     """
 
@@ -71,6 +74,8 @@ class TrainStep:
     average: Average | None = None
     class_weights: tuple[float, ...] | None = None
     skip_not_finite: bool = False
+    accumulate: int = 1
+    unroll: bool = True
     axis_name: str | None = None
 
     def init(self, variables: Mapping[str, PyTree]) -> TrainState:
@@ -137,6 +142,13 @@ class TrainStep:
           key: the run's root key.
           **capture: further arguments of `flax.linen.Module.apply`, which make the network sow its values.
         """
+        loss, arguments = self._loss(state, batch, key, capture)
+        return lambda trained: loss(trained, *arguments)
+
+    def _loss(
+        self, state: TrainState, batch: Batch, key: PRNGKeyArray, capture: Mapping[str, Any]
+    ) -> tuple[Callable[..., tuple[Array, Any]], tuple[Any, ...]]:
+        """Returns the loss as a function of the trained parameters and of the batch, and the arguments for all of it."""
         dropout_key, offset, count = rng.stream(key, "dropout", state.step), 0, batch["mask"].sum()
         if self.axis_name is not None:
             device = jax.lax.axis_index(self.axis_name)
@@ -148,8 +160,8 @@ class TrainStep:
         if self.class_weights is not None:
             targets = targets * jnp.asarray(self.class_weights, targets.dtype)[None]
 
-        def loss_fn(trained):
-            variables = {"params": self._merge(trained, state.params), "batch_stats": state.batch_stats}
+        def loss(trained, batch_stats, inputs, targets, mask, dropout_key):
+            variables = {"params": self._merge(trained, state.params), "batch_stats": batch_stats}
             with self._frozen_statistics(), layers.batch_axis(self.axis_name):
                 logits, updated = self.model.apply(
                     variables,
@@ -161,10 +173,10 @@ class TrainStep:
                     **capture,
                 )
             losses = optax.softmax_cross_entropy(logits, targets)
-            # Divided by the examples of all devices: the gradients of the parts then add up to that of the whole.
-            return jnp.where(batch["mask"], losses, 0).sum() / count.astype(losses.dtype), (logits, losses, updated)
+            # Divided by the examples of all devices and parts: their gradients then add up to that of the whole.
+            return jnp.where(mask, losses, 0).sum() / count.astype(losses.dtype), (logits, losses, updated)
 
-        return loss_fn
+        return loss, (state.batch_stats, inputs, targets, batch["mask"], dropout_key)
 
     def gradients(
         self, state: TrainState, batch: Batch, key: PRNGKeyArray, **capture: Any
@@ -173,7 +185,11 @@ class TrainStep:
 
         The arguments are those of `loss`.
         """
-        grads, aux = jax.grad(self.loss(state, batch, key, **capture), has_aux=True)(self.trained(state.params))
+        loss, arguments = self._loss(state, batch, key, capture)
+        gradient = jax.grad(loss, has_aux=True)
+        if self.accumulate > 1:
+            gradient = _in_parts(gradient, self.accumulate, self.unroll)
+        grads, aux = gradient(self.trained(state.params), *arguments)
         return grads if self.axis_name is None else jax.lax.psum(grads, self.axis_name), aux
 
     def _finite(self, losses: jax.Array, mask: jax.Array, grads: PyTree) -> jax.Array:
@@ -216,3 +232,40 @@ class EvalStep:
         return Classification.single_from_model_output(
             logits=logits, labels=batch["label"], loss=losses, mask=batch["mask"]
         )
+
+
+def _in_parts(gradient: Callable[..., Any], parts: int, unroll: bool) -> Callable[..., Any]:
+    """Returns a function like `gradient` that computes a batch in parts, one after the other, and adds the gradients.
+
+    Part i has the examples i, i + parts, ..., so that each device's examples stay on it. Each part has a dropout key of
+    its own and begins with the batch statistics that the previous one left.
+    """
+
+    def split(x):
+        return x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1)
+
+    def join(x):
+        return x.swapaxes(0, 1).reshape(-1, *x.shape[2:])
+
+    def summed(trained, batch_stats, inputs, targets, mask, dropout_key):
+        def step(carry, part):
+            (batch_stats, total), (index, *examples) = carry, part
+            if unroll:
+                # Makes a part depend on the gradients of the part before. XLA:CPU would otherwise interleave the parts
+                # and hold the activations of all; with `optimization_barrier` it needed nearly as much memory.
+                overflow = sum(jnp.ravel(leaf)[0] for leaf in jax.tree.leaves(total)) == jnp.inf
+                examples[0] = jnp.where(overflow, 0, examples[0])
+            grads, (logits, losses, updated) = gradient(
+                trained, batch_stats, *examples, jax.random.fold_in(dropout_key, index)
+            )
+            updated, statistics = dict(updated), updated.get("batch_stats", {})
+            updated.pop("batch_stats", None)
+            return (statistics, jax.tree.map(jnp.add, total, grads)), (logits, losses, updated)
+
+        begin = batch_stats, jax.tree.map(jnp.zeros_like, trained)
+        rows = (jnp.arange(parts), *map(split, (inputs, targets, mask)))
+        (batch_stats, total), (logits, losses, sown) = jax.lax.scan(step, begin, rows, unroll=parts if unroll else 1)
+        updated = {"batch_stats": batch_stats} | jax.tree.map(join, sown)
+        return total, (join(logits), join(losses), updated)
+
+    return summed
