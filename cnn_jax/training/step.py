@@ -148,7 +148,7 @@ class TrainStep:
     def _loss(
         self, state: TrainState, batch: Batch, key: PRNGKeyArray, capture: Mapping[str, Any]
     ) -> tuple[Callable[..., tuple[Array, Any]], tuple[Any, ...]]:
-        """Returns the loss as a function of the trained parameters and of the batch, and the arguments for all of it."""
+        """Returns the loss as a function of the trained parameters and a batch, and the arguments for the batch."""
         dropout_key, offset, count = rng.stream(key, "dropout", state.step), 0, batch["mask"].sum()
         if self.axis_name is not None:
             device = jax.lax.axis_index(self.axis_name)
