@@ -1,6 +1,6 @@
 """Configurations: loading a stage, refusing impossible values, comparing with the one in a workdir."""
 
-from cnn_jax.config.comparison import FREE, check_same, with_defaults, write
+from cnn_jax.config.comparison import FREE, check_same, difference, with_defaults, write
 from cnn_jax.config.loading import describe, load, make_stages_importable, stages_hint, use_network
 from cnn_jax.config.phases import phases
 from cnn_jax.config.validation import keys_of, unknown_key, validate
@@ -12,6 +12,7 @@ __all__ = [
     "ROOT",
     "check_same",
     "describe",
+    "difference",
     "flatten",
     "keys_of",
     "load",

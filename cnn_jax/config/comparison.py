@@ -25,22 +25,31 @@ def write(config: ConfigDict, path: Path) -> None:
 def check_same(config: ConfigDict, path: Path) -> None:
     """Raises a `UserError` where the JSON file at `path` holds a config that would compute other numbers."""
     try:
-        held = flatten(json.loads(path.read_text()))
+        differing = difference(config, json.loads(path.read_text()))
     except (ValueError, AttributeError):  # no JSON, or none with keys
         raise UserError(f"{path} is damaged: restore it, or take another --workdir.") from None
-    asked = flatten(_as_json(config.to_dict()))
-    held = with_defaults(held)
+    if differing:
+        raise UserError(
+            f"{path.parent} holds another run: {differing}. Take another --workdir, or the same configuration to "
+            "resume that run."
+        )
+
+
+def difference(config: ConfigDict, held: dict[str, Any]) -> str:
+    """Returns which keys of two configs make them compute different numbers; "" where they compute the same.
+
+    Args:
+      config: of this run.
+      held: another one, as JSON holds it.
+    """
+    asked, held = flatten(_as_json(config.to_dict())), with_defaults(flatten(held))
     differ = [
         f"config.{key} is {held.get(key)!r} there and {asked.get(key)!r} here"
         for key in asked | held
         if key not in FREE and held.get(key) != asked.get(key)
     ]
-    if differ:
-        more = f", and {len(differ) - 3} more" if len(differ) > 3 else ""
-        raise UserError(
-            f"{path.parent} holds another run: {'; '.join(differ[:3])}{more}. Take another --workdir, or the same "
-            "configuration to resume that run."
-        )
+    more = f", and {len(differ) - 3} more" if len(differ) > 3 else ""
+    return f"{'; '.join(differ[:3])}{more}"
 
 
 def with_defaults(held: dict[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from jaxtyping import Float, UInt8
 from PIL import Image
 
@@ -42,6 +43,7 @@ class Classifier:
       metadata: what the run recorded, as JSON: "config", "class_names", "input_size", "preprocessing", ...
       model: the network and its variables {params, batch_stats}, of an ensemble the list of each seed's variables; None
         for an exported file.
+      notice: why another step than the one asked for was read, or damage to it would not be noticed; normally "".
     """
 
     class_names: tuple[str, ...]
@@ -52,6 +54,7 @@ class Classifier:
     step: int
     metadata: dict[str, Any]
     model: tuple[Any, Any] | None = None
+    notice: str = ""
 
     @property
     def seed(self) -> Seed | None:
@@ -115,7 +118,8 @@ def load_classifier(
 
     Args:
       source: a workdir, or a file that `python -m cnn_jax.export` wrote.
-      step: the checkpoint of a workdir: a number, "latest", or "best" by validation accuracy.
+      step: the checkpoint of a workdir: a number, "latest", or "best" by validation accuracy. Where the latest or the
+        best is damaged, the newest intact one is read, and `notice` and a log line say so.
       seed: of a run with several seeds, the index of one (0 is the seed `config.seed`), or "ensemble" for the mean of
         the probabilities of all. None for the first, or for what an exported file holds.
       lane: the old name of `seed`, for an index.
@@ -140,7 +144,9 @@ def _from_workdir(path: Path, step: int | str, seed: Seed | None) -> Classifier:
     from cnn_jax import models
     from cnn_jax.workdir.checkpoint import restore_model
 
-    number, variables, metadata = restore_model(path / CHECKPOINT_FOLDER, step)
+    number, variables, metadata, notice = restore_model(path / CHECKPOINT_FOLDER, step)
+    if notice:
+        logging.error("%s", notice)
     members, metadata = seeds.select(path, variables, metadata, seed)
     described, config = _described(path, metadata), metadata["config"]
     classes = len(described["class_names"])
@@ -156,6 +162,7 @@ def _from_workdir(path: Path, step: int | str, seed: Seed | None) -> Classifier:
         source=str(path),
         step=number,
         model=(model, members if metadata.get("seed") == ENSEMBLE else members[0]),
+        notice=notice,
     )
 
 

@@ -27,8 +27,10 @@ from cnn_jax.utils import files
 from cnn_jax.utils.text import count
 from cnn_jax.workdir import provenance
 from cnn_jax.workdir.checkpoint import FINGERPRINT, Checkpoints
+from cnn_jax.workdir.disk import errors_in_one_line
 from cnn_jax.workdir.interrupt import Interrupt
 from cnn_jax.workdir.layout import CHECKPOINT_FOLDER, CONFIG_FILE, FEATURES_FOLDER, PROFILE_FOLDER, TIMES_FILE
+from cnn_jax.workdir.lock import Lock
 from cnn_jax.workdir.records import read_metrics
 from cnn_jax.workdir.stopwatch import Stopwatch
 
@@ -50,9 +52,22 @@ def train(config: ConfigDict, workdir: str) -> int:
         finite.
     """
     config_lib.validate(config)
-    folder, watch = _open_workdir(config, Path(workdir).expanduser()), Stopwatch()
+    folder = Path(workdir).expanduser()
+    with errors_in_one_line(folder), Lock(folder):
+        _check_workdir(config, folder)
+        return _run(config, folder)
+
+
+def _run(config: ConfigDict, folder: Path) -> int:
+    """Does what `train` says, in a workdir that no other process writes to."""
+    watch = Stopwatch()
     experiment = Experiment(config, data.load(config.data), _features_folder(config, folder))
-    with Interrupt() as interrupt, Checkpoints(folder / CHECKPOINT_FOLDER, experiment.metadata) as checkpoints:
+
+    def difference(metadata: dict[str, Any]) -> str:
+        return config_lib.difference(config, metadata["config"])
+
+    saved = Checkpoints(folder / CHECKPOINT_FOLDER, experiment.metadata, difference)
+    with Interrupt() as interrupt, saved as checkpoints:
         with watch.measure("initialise"):
             # 1. This run's last checkpoint. 2. Pretrained weights. 3. Random weights.
             start, state = experiment.restore(checkpoints) or (0, experiment.init())
@@ -227,7 +242,8 @@ class _Report:
     def _recorded_test(self) -> dict[str, Any] | None:
         """Returns the scores on the test split, if an earlier process recorded them."""
         records = read_metrics(self._folder)
-        return next((r for r in records if (r["step"], r["split"]) == (self._total, "test")), None)
+        of_test = (r for r in records if (r["step"], r["split"]) == (self._total, "test"))
+        return next((record for record in of_test if set(NAMES) <= record.keys()), None)
 
     def _score_test(self, state: TrainState) -> dict[str, Any]:
         self.prepare(self._experiment.phases[-1], state, ("test",))
@@ -264,17 +280,16 @@ class _Report:
             file.write(json.dumps(times, indent=1) + "\n")
 
 
-def _open_workdir(config: ConfigDict, folder: Path) -> Path:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise UserError(f"Cannot write to --workdir={folder}: {error.strerror}. Take another one.") from None
+def _check_workdir(config: ConfigDict, folder: Path) -> None:
+    """Raises a `UserError` where the workdir holds another run, or perhaps does."""
+    checkpoints = folder / CHECKPOINT_FOLDER
     if (folder / CONFIG_FILE).exists():
         config_lib.check_same(config, folder / CONFIG_FILE)
-    return folder
+    elif checkpoints.is_dir() and any(path.name.isdigit() for path in checkpoints.iterdir()):
+        raise UserError(
+            f"{folder} has checkpoints but no {CONFIG_FILE}, so it may hold another run. Bring that file back, or take "
+            "another --workdir."
+        )
 
 
 def _features_folder(config: ConfigDict, workdir: Path) -> Path | None:

@@ -5,6 +5,7 @@ METRICS_FILE = "metrics.jsonl"  # one record per line: step, epoch, split and va
 TIMES_FILE = "times.json"  # seconds per part of the run
 PROVENANCE_FILE = "provenance.json"  # source, versions and hardware of the steps
 EVALUATION_FILE = "evaluation.json"  # the result of the last `cnn_jax.evaluate`
+LOCK_FILE = "lock"  # names the process that trains here
 
 CHECKPOINT_FOLDER = "checkpoints"  # one Orbax checkpoint per step
 FEATURES_FOLDER = "features"  # cached features of a frozen backbone

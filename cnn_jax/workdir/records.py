@@ -1,10 +1,12 @@
 """Records of a run: metrics.jsonl and TensorBoard events."""
 
+import contextlib
 import json
 import math
 import os
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -35,26 +37,40 @@ class MetricWriter(Protocol):
 
 
 class TensorBoardWriter:
-    """`MetricWriter` on tensorboardX, which needs no TensorFlow."""
+    """`MetricWriter` on the protocol buffers of tensorboardX, which needs no TensorFlow.
+
+    Its own `SummaryWriter` writes in a thread, where the error of a full disk ends in a traceback and then a deadlock.
+    """
 
     def __init__(self, directory: Path, first_step: int):
         """Opens an event file; TensorBoard then hides what an earlier one holds after `first_step`."""
-        self._writer = _summary_writer()(str(directory), purge_step=first_step + 1 if first_step else None)
+        with _without_torch():
+            from tensorboardX import event_file_writer, summary
+            from tensorboardX.proto import event_pb2
+
+        self._event, self._summary = event_pb2.Event, summary
+        directory.mkdir(parents=True, exist_ok=True)
+        self._writer = event_file_writer.EventsWriter(str(directory / "events"))
+        if first_step:
+            start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+            self._write(first_step + 1, session_log=start)
 
     def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
         """Writes named numbers."""
         for name, value in scalars.items():
-            self._writer.add_scalar(name, value, step)
+            self._write(step, summary=self._summary.scalar(name, value))
+        self.flush()
 
     def write_hparams(self, hparams: Mapping[str, Any]) -> None:
         """Writes the configuration as a text."""
         rows = "\n".join(f"| {key} | {value} |" for key, value in hparams.items())
-        self._writer.add_text("configuration", f"| key | value |\n|---|---|\n{rows}", 0)
+        self.write_texts(0, {"configuration": f"| key | value |\n|---|---|\n{rows}"})
 
     def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
         """Writes named texts."""
         for name, text in texts.items():
-            self._writer.add_text(name, text, step)
+            self._write(step, summary=self._summary.text(name, text))
+        self.flush()
 
     def flush(self) -> None:
         """Waits until all is on disk."""
@@ -64,18 +80,21 @@ class TensorBoardWriter:
         """Flushes and ends."""
         self._writer.close()
 
+    def _write(self, step: int, **content: Any) -> None:
+        self._writer.write_event(self._event(wall_time=time.time(), step=step, **content))
 
-def _summary_writer() -> type:
-    """Imports tensorboardX, but not PyTorch, which it would import where it is installed: two seconds for nothing."""
+
+@contextlib.contextmanager
+def _without_torch() -> Iterator[None]:
+    """Stops tensorboardX from importing PyTorch, which it does where it is installed: two seconds for nothing."""
     unused = "torch" not in sys.modules
     if unused:
         sys.modules["torch"] = None  # pyright: ignore[reportArgumentType]  # an import now fails as if it were not installed, and tensorboardX does without
     try:
-        from tensorboardX import SummaryWriter
+        yield
     finally:
         if unused:
             del sys.modules["torch"]
-    return SummaryWriter
 
 
 def make_writer(kind: str, directory: Path, first_step: int) -> MetricWriter | None:
@@ -158,9 +177,11 @@ def last_record(workdir: Path) -> dict[str, Any] | None:
         return None
     for line in reversed(lines):
         try:
-            return json.loads(line)
-        except ValueError:  # torn, or cut off at the beginning of what was read
+            record = json.loads(line)
+        except (ValueError, RecursionError):  # torn, or cut off at the beginning of what was read
             continue
+        if isinstance(record, dict) and "epoch" in record:
+            return record
     return None
 
 
@@ -177,10 +198,12 @@ def read_metrics(workdir: Path) -> list[dict[str, Any]]:
     """
     path = workdir / METRICS_FILE
     records = {}
-    for line in path.read_text().splitlines() if path.exists() else ():
+    for line in path.read_bytes().splitlines() if path.exists() else ():
         try:
             record = json.loads(line)
-            records[record["step"], record["split"]] = record
-        except (ValueError, TypeError, KeyError):
+            step, split = record["step"], record["split"]
+        except (ValueError, TypeError, KeyError, RecursionError):
             continue
+        if isinstance(step, int) and isinstance(split, str):
+            records[step, split] = record
     return sorted(records.values(), key=lambda record: record["step"])
