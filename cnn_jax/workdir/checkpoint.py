@@ -20,7 +20,7 @@ from jaxtyping import PyTree
 from cnn_jax.errors import UserError
 from cnn_jax.parallel.placement import on_one_device
 from cnn_jax.workdir import manifest
-from cnn_jax.workdir.disk import errors_in_one_line
+from cnn_jax.workdir.disk import check_room, errors_in_one_line
 from cnn_jax.workdir.manifest import Step
 
 Items = dict[str, PyTree]  # by name: "model" and "train"
@@ -111,6 +111,7 @@ class Checkpoints:
         try:
             with errors_in_one_line(self.directory):
                 self._check_directory()
+                check_room(self.directory, _size(items))
                 self._checkpointer.save(folder, args=ocp.args.Composite(**args), force=True)
                 manifest.write(folder, step, score, self._metadata["config"])
                 self._check_directory()  # which Orbax would have made anew
@@ -281,6 +282,11 @@ def _notice(taken: Step, steps: list[Step], asked: int | str, flaws: dict[int, s
         return ""
     text = "; ".join(reasons)
     return f"{text[0].upper()}{text[1:]}: step {taken.number} is used" + ("." if taken.finished else ", unchecked.")
+
+
+def _size(items: Items) -> int:
+    """Returns about how many bytes a step takes, with what Orbax notes about each array."""
+    return sum(leaf.nbytes + 4096 for leaf in jax.tree.leaves(items)) + 2**16
 
 
 def _read_model(folder: Path) -> dict[str, PyTree]:
