@@ -2,8 +2,10 @@
 
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Sequence
+from types import FrameType
 from typing import Any
 
 from absl import app, flags, logging
@@ -86,6 +88,9 @@ def run(
         such arguments are an error.
       overrides: `main` takes one argument, the overrides of config keys (see `split_overrides`).
     """
+    handles_interrupts = signal.getsignal(signal.SIGINT) in (signal.SIG_DFL, signal.default_int_handler)
+    if handles_interrupts:  # unless the shell ignores them
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # there is nothing to clean up yet
     runtime.prepare()
     logging.use_absl_handler()
     logging.set_verbosity(logging.ERROR)
@@ -113,20 +118,39 @@ def run(
         return rest
 
     def guarded(argv: Sequence[str]) -> int | None:
+        if handles_interrupts:
+            signal.signal(signal.SIGINT, _interrupt)
         try:
             status = main(*[list(argv[1:])] * positional, *[changed] * overrides)
-            if sys.stdout:  # None where it is closed
-                sys.stdout.flush()  # here, so that a closed pipe causes no traceback
-            return status
         except UserError as error:
-            return _fail(error)
+            status = _fail(error)
         except BrokenPipeError:
-            discard_output()
-            return 141  # 128 + SIGPIPE, as in shells
+            status = 141  # 128 + SIGPIPE, as in shells
         except KeyboardInterrupt:
-            return _fail("Interrupted.") + 129  # 128 + SIGINT, as in shells
+            status = _fail("Interrupted.") + 129  # 128 + SIGINT, as in shells
+        try:
+            if sys.stdout:  # None where it is closed
+                sys.stdout.flush()  # here, so that a closed pipe or a full disk causes no traceback
+        except BrokenPipeError:
+            status = 141
+        except OSError as error:
+            status = _fail(f"Cannot write to standard output: {error.strerror}.")
+        else:
+            return status
+        discard_output()
+        return status
 
     app.run(guarded, flags_parser=parse)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Raises `KeyboardInterrupt`, but exits where that would break an import, which then raises something else."""
+    while frame:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            os.write(2, b"Error: Interrupted.\n")
+            os._exit(128 + number)
+        frame = frame.f_back
+    raise KeyboardInterrupt
 
 
 def discard_output() -> None:
