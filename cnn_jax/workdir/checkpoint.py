@@ -21,6 +21,7 @@ from cnn_jax.errors import UserError
 from cnn_jax.parallel.placement import on_one_device
 from cnn_jax.workdir import manifest
 from cnn_jax.workdir.disk import check_room, errors_in_one_line
+from cnn_jax.workdir.layout import METRICS_FILE
 from cnn_jax.workdir.manifest import Step
 
 Items = dict[str, PyTree]  # by name: "model" and "train"
@@ -56,6 +57,7 @@ class Checkpoints:
         self.directory.mkdir(parents=True, exist_ok=True)
         self._inode = self.directory.stat().st_ino
         self._metadata, self._difference = metadata, difference
+        self._records = self.directory.parent / METRICS_FILE
         self._checkpointer = ocp.Checkpointer(
             ocp.CompositeCheckpointHandler(
                 "model", "train", "metadata", metrics=ocp.JsonCheckpointHandler(filename="metrics")
@@ -113,7 +115,7 @@ class Checkpoints:
                 self._check_directory()
                 check_room(self.directory, _size(items))
                 self._checkpointer.save(folder, args=ocp.args.Composite(**args), force=True)
-                manifest.write(folder, step, score, self._metadata["config"])
+                manifest.write(folder, step, score, self._metadata["config"], self._records)
                 self._check_directory()  # which Orbax would have made anew
                 self._delete(step)  # an unfinished one
                 folder.rename(self.directory / str(step))
@@ -151,6 +153,10 @@ class Checkpoints:
                 continue
             self._set_aside(failed)
             self._check_data(metadata)
+            if manifest.records_changed(self.directory / str(step.number), self._records):
+                logging.error(
+                    "%s is damaged: records up to step %d are not those of the run.", self._records, step.number
+                )
             if not step.finished:
                 self._finish(step.number)
             return step.number, restored
@@ -173,7 +179,7 @@ class Checkpoints:
             step,
         )
         with errors_in_one_line(self.directory):
-            manifest.write(self.directory / str(step), step, None, self._metadata["config"])
+            manifest.write(self.directory / str(step), step, None, self._metadata["config"], self._records)
         self._steps[step] = Step(step)
 
     def _check_directory(self) -> None:

@@ -38,10 +38,24 @@ class Step:
         return self.finished and self.damage is None
 
 
-def write(folder: Path, step: int, score: float | None, config: dict[str, Any]) -> None:
-    """Writes the manifest of the files in `folder`, which are complete."""
-    content = {"step": step, "score": score, "config": _digest(_json(config)), "files": _describe_files(folder)}
+def write(folder: Path, step: int, score: float | None, config: dict[str, Any], records: Path) -> None:
+    """Writes the manifest of the files in `folder`, which are complete, and of the records up to this step."""
+    content = {
+        "step": step,
+        "score": score,
+        "config": _digest(_json(config).encode()),
+        "files": _describe_files(folder),
+        "records": _describe(records.read_bytes() if records.exists() else b""),
+    }
     (folder / MANIFEST).write_text(_sealed(content))
+
+
+def records_changed(folder: Path, records: Path) -> bool:
+    """Whether the file of records, which only grows, no longer begins as it was when the step in `folder` was saved."""
+    expected = (_read(folder / MANIFEST) or {}).get("records")
+    if expected is None:  # an earlier version
+        return False
+    return _describe(records.read_bytes()[: expected["size"]] if records.exists() else b"") != expected
 
 
 def inspect(directory: Path) -> list[Step]:
@@ -108,20 +122,21 @@ def _describe_files(folder: Path) -> dict[str, dict[str, Any]]:
     """Returns size and SHA-256 of every file but the manifest."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in (MANIFEST, _EARLIER))
     contents = ((path, path.read_bytes()) for path in files)
-    return {
-        path.relative_to(folder).as_posix(): {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-        for path, content in contents
-    }
+    return {path.relative_to(folder).as_posix(): _describe(content) for path, content in contents}
+
+
+def _describe(content: bytes) -> dict[str, Any]:
+    return {"size": len(content), "sha256": _digest(content)}
 
 
 def _sealed(content: dict[str, Any]) -> str:
     """Returns the text of a manifest, with the digest of its content, so that a change of it is noticed as well."""
-    return _json(content | {"seal": _digest(_json(content))}) + "\n"
+    return _json(content | {"seal": _digest(_json(content).encode())}) + "\n"
 
 
 def _json(value: Any) -> str:
     return json.dumps(value, indent=1, sort_keys=True)
 
 
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
