@@ -12,6 +12,7 @@ import collections
 import contextlib
 import io
 import json
+import logging
 import random
 import shutil
 import subprocess
@@ -30,10 +31,10 @@ runtime.prepare()
 
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
-from absl import logging  # noqa: E402
 
 from cnn_jax import config as config_lib  # noqa: E402
 from cnn_jax.errors import UserError  # noqa: E402
+from cnn_jax.inference import load_classifier  # noqa: E402
 from cnn_jax.utils.source import revision  # noqa: E402
 from cnn_jax.workdir import manifest, provenance  # noqa: E402
 from cnn_jax.workdir.checkpoint import Checkpoints, restore_model  # noqa: E402
@@ -95,29 +96,29 @@ class Trial:
     def infer(self, copy: Path) -> tuple[bool, bool, bool]:
         """Returns whether inference noticed something, got right parameters, and got wrong ones."""
         try:
-            step, model, _, notice = restore_model(copy / "checkpoints", "best")
+            classifier = load_classifier(copy)
         except UserError:
             return True, False, False
-        right = same(model, self.models.get(step))
-        return bool(notice), right, not right
+        right = same(classifier.model[1], self.models.get(classifier.step))
+        return bool(classifier.notice), right, not right
 
     def train(self, copy: Path) -> tuple[bool, bool, bool]:
         """Returns the same of what training does when it opens the workdir."""
         said = io.StringIO()
-        handler = logging.PythonHandler(said)
-        logging.get_absl_logger().addHandler(handler)
+        handler = logging.StreamHandler(said)
+        logging.getLogger("absl").addHandler(handler)
         try:
             if not (copy / "config.json").exists():
                 return True, False, False  # refused by `training.loop`, see tests/workdir/test_damage.py
             config_lib.check_same(self.config, copy / "config.json")
             provenance.read(copy)
-            difference = lambda metadata: config_lib.difference(self.config, metadata["config"])  # noqa: E731
+            difference = lambda metadata: config_lib.difference(self.config.to_dict(), metadata["config"])  # noqa: E731
             with Checkpoints(copy / "checkpoints", self.metadata, difference) as checkpoints:
                 restored = self.experiment.restore(checkpoints)
         except UserError:
             return True, False, False
         finally:
-            logging.get_absl_logger().removeHandler(handler)
+            logging.getLogger("absl").removeHandler(handler)
         assert restored
         step, state = restored
         right = same(state.items["model"], self.models.get(step))
@@ -141,8 +142,12 @@ def main() -> int:
         table, failures = measure(Trial(workdir), Path(folder) / "copy", arguments.places)
     commit = revision(ROOT, ("cnn_jax",))["commit"]
     report = {"command": "python scripts/damage.py", "commit": commit, "table": table, "failures": failures}
-    arguments.output.write_text(json.dumps(report, indent=1) + "\n")
-    print(json.dumps(report, indent=1))
+    lines = ",\n".join(f"  {json.dumps(row)}" for row in table)
+    text = json.dumps(report | {"table": []}, indent=1).replace('"table": []', f'"table": [\n{lines}\n ]')
+    arguments.output.write_text(text + "\n")
+    for row in table:
+        print(*row.values(), sep="\t")
+    print(*failures, sep="\n")
     return 1 if failures else 0
 
 
@@ -155,11 +160,11 @@ def measure(trial: Trial, copy: Path, places: int) -> tuple[list[dict[str, Any]]
         groups["checkpoints" if path.parts[0] == "checkpoints" else path.parts[0]].append(path)
     for group, members in groups.items():
         for kind in KINDS:
-            count = collections.Counter()
+            counts = {use: collections.Counter() for use in (trial.infer, trial.train)}
             tries = places if kind == "flipped bit" else min(len(members), places)
             chosen = draw.choices(members, k=tries) if kind == "flipped bit" else draw.sample(members, tries)
             for path in chosen:
-                for use in (trial.infer, trial.train):
+                for use, count in counts.items():
                     shutil.rmtree(copy, ignore_errors=True)
                     shutil.copytree(trial.workdir, copy)
                     others = [copy / other for other in files if other != path]
@@ -179,7 +184,9 @@ def measure(trial: Trial, copy: Path, places: int) -> tuple[list[dict[str, Any]]
                     if wrong:
                         failures.append(f"{kind} {path} {use.__name__}: other parameters")
             names = ("tries", "noticed", "right parameters", "wrong", "tracebacks")
-            rows.append({"files": group, "damage": kind} | {name: count[name] for name in names})
+            for use, count in counts.items():
+                what = {"files": group, "damage": kind, "in": "inference" if use == trial.infer else "training"}
+                rows.append(what | {name: count[name] for name in names})
     return rows, failures
 
 

@@ -189,7 +189,7 @@ class Soak:
         draw = self._random
         if draw.random() < 0.1:
             return Moment("any time", 0, draw.uniform(0, seconds), draw.choice(SIGNALS))
-        weights = {kind: weight for kind, weight in WEIGHTS.items() if counts.get(kind, 1)}
+        weights = {kind: weight for kind, weight in WEIGHTS.items() if kind not in KINDS or kind in counts}
         (kind,) = draw.choices(list(weights), list(weights.values()))
         if kind in ("start-up", "any time"):
             return Moment(kind, 0, draw.uniform(0, seconds / 4 if kind == "start-up" else seconds))

@@ -25,7 +25,7 @@ def write(config: ConfigDict, path: Path) -> None:
 def check_same(config: ConfigDict, path: Path) -> None:
     """Raises a `UserError` where the JSON file at `path` holds a config that would compute other numbers."""
     try:
-        differing = difference(config, json.loads(path.read_text()))
+        differing = difference(config.to_dict(), json.loads(path.read_text()))
     except (ValueError, AttributeError):  # no JSON, or none with keys
         raise UserError(f"{path} is damaged: restore it, or take another --workdir.") from None
     if differing:
@@ -35,14 +35,9 @@ def check_same(config: ConfigDict, path: Path) -> None:
         )
 
 
-def difference(config: ConfigDict, held: dict[str, Any]) -> str:
-    """Returns which keys of two configs make them compute different numbers; "" where they compute the same.
-
-    Args:
-      config: of this run.
-      held: another one, as JSON holds it.
-    """
-    asked, held = flatten(_as_json(config.to_dict())), with_defaults(flatten(held))
+def difference(here: Any, there: Any) -> str:
+    """Returns which keys of two configs make them compute different numbers; "" where they compute the same."""
+    asked, held = (with_defaults(flatten(_as_json(config))) for config in (here, there))
     differ = [
         f"config.{key} is {held.get(key)!r} there and {asked.get(key)!r} here"
         for key in asked | held

@@ -1,6 +1,7 @@
 """Image classifier restored from a workdir or an exported file."""
 
 import dataclasses
+import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ from cnn_jax.inference import seeds
 from cnn_jax.inference.seeds import ENSEMBLE, Seed
 from cnn_jax.transforms.preprocess import Preprocessing
 from cnn_jax.transforms.tta import NO_TTA, TTA
-from cnn_jax.workdir.layout import CHECKPOINT_FOLDER
+from cnn_jax.workdir.layout import CHECKPOINT_FOLDER, CONFIG_FILE
 
 # Compiling takes seconds, so only these sizes are compiled; a batch is padded to the next larger one.
 BATCH_SIZES = (1, 16, 128)
@@ -144,7 +145,7 @@ def _from_workdir(path: Path, step: int | str, seed: Seed | None) -> Classifier:
     from cnn_jax import models
     from cnn_jax.workdir.checkpoint import restore_model
 
-    number, variables, metadata, notice = restore_model(path / CHECKPOINT_FOLDER, step)
+    number, variables, metadata, notice = restore_model(path / CHECKPOINT_FOLDER, step, _difference(path))
     if notice:
         logging.error("%s", notice)
     members, metadata = seeds.select(path, variables, metadata, seed)
@@ -164,6 +165,18 @@ def _from_workdir(path: Path, step: int | str, seed: Seed | None) -> Classifier:
         model=(model, members if metadata.get("seed") == ENSEMBLE else members[0]),
         notice=notice,
     )
+
+
+def _difference(workdir: Path) -> Callable[[dict[str, Any]], str]:
+    """Returns a function from the metadata of a step to what shows that it belongs to another run."""
+    from cnn_jax import config as config_lib
+
+    try:
+        held = json.loads((workdir / CONFIG_FILE).read_text())
+        config_lib.difference(held, held)
+    except (OSError, ValueError, AttributeError):  # missing or damaged: inference can do without
+        return lambda metadata: ""
+    return lambda metadata: config_lib.difference(held, metadata["config"])
 
 
 def _from_exported(path: Path, seed: Seed | None) -> Classifier:

@@ -64,7 +64,7 @@ def _run(config: ConfigDict, folder: Path) -> int:
     experiment = Experiment(config, data.load(config.data), _features_folder(config, folder))
 
     def difference(metadata: dict[str, Any]) -> str:
-        return config_lib.difference(config, metadata["config"])
+        return config_lib.difference(config.to_dict(), metadata["config"])
 
     saved = Checkpoints(folder / CHECKPOINT_FOLDER, experiment.metadata, difference)
     with Interrupt() as interrupt, saved as checkpoints:

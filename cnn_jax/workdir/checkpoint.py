@@ -21,7 +21,7 @@ from cnn_jax.errors import UserError
 from cnn_jax.parallel.placement import on_one_device
 from cnn_jax.workdir import manifest
 from cnn_jax.workdir.disk import check_room, errors_in_one_line
-from cnn_jax.workdir.layout import METRICS_FILE
+from cnn_jax.workdir.layout import CONFIG_FILE, METRICS_FILE
 from cnn_jax.workdir.manifest import Step
 
 Items = dict[str, PyTree]  # by name: "model" and "train"
@@ -152,6 +152,9 @@ class Checkpoints:
                 failed[step.number] = difference
                 continue
             self._set_aside(failed)
+            for other in self._steps.values():
+                if not other.finished and other.number != step.number:
+                    logging.error("Step %d has no valid manifest: step %d is used.", other.number, step.number)
             self._check_data(metadata)
             if manifest.records_changed(self.directory / str(step.number), self._records):
                 logging.error(
@@ -232,22 +235,25 @@ def restore_model(
     directory = directory.absolute()
     for _ in range(3):  # training may delete a step that is being read; there is a newer one then
         steps = manifest.inspect(directory)
-        flaws = {each.number: each.damage for each in steps if each.damage}
+        flaws, foreign = {each.number: each.damage for each in steps if each.damage}, ""
         for candidate in _choose(directory, steps, step):
             folder = directory / str(candidate.number)
             try:
                 metadata = _read_metadata(folder)
-                difference_found = difference(metadata)
-                model = None if difference_found else _read_model(folder)
+                flaw = foreign = difference(metadata)
+                model = None if foreign else _read_model(folder)
             except Exception as error:  # what damage raises depends on the byte it hit
-                difference_found, model = _reason(error), None
+                flaw, model = _reason(error), None
             if model is not None:
                 return candidate.number, model, metadata, _notice(candidate, steps, step, flaws)
-            flaws[candidate.number] = difference_found
+            flaws[candidate.number] = flaw
             if not folder.exists():
                 break
         else:
             break
+    if foreign:  # all of them are, so the configuration is the odd one
+        number, model, metadata, notice = restore_model(directory, step)
+        return number, model, metadata, f"{CONFIG_FILE} is not that of the checkpoints ({foreign}). {notice}".strip()
     intact = [str(each.number) for each in steps if each.number not in flaws]
     asked = step if isinstance(step, int) else max(flaws)
     raise UserError(

@@ -200,6 +200,8 @@ def test_swapped_and_foreign_steps_are_not_used(tmp_path, caplog):
     (run / "2").rename(tmp_path / "2")
     (other / "2").rename(run / "2")
     assert restore_model(run, "latest", difference)[0] == 1
+    number, *_, notice = restore_model(other, "latest", difference)
+    assert (number, notice) == (1, "config.json is not that of the checkpoints (config.seed is 1 there).")
     with Checkpoints(run, METADATA, difference) as checkpoints:
         assert checkpoints.restore(target)[0] == 1
     assert "Step 2 is damaged (config.seed is 1 there)" in caplog.text and steps_of(run) == [1]
@@ -252,7 +254,8 @@ def test_a_step_without_manifest_is_neither_trusted_nor_lost(tmp_path, caplog, n
         assert checkpoints.restore(target)[0] == checkpoints.latest_step == 1
         checkpoints.save(2, make_items(2))  # in place of the other
         assert checkpoints.latest_step == 2
-    assert not caplog.text and not tmp_path.with_name(tmp_path.name + ".damaged").exists()
+    assert "Step 2 has no valid manifest: step 1 is used." in caplog.text and "damaged" not in caplog.text
+    assert not tmp_path.with_name(tmp_path.name + ".damaged").exists()
 
 
 def test_the_only_step_without_manifest_is_used_and_finished(tmp_path, caplog):
