@@ -43,7 +43,7 @@ OTHER_JSON = [b"null", b"5", b"[]", b"[1]", b"{}", b'"text"', b"[" * 100_000]
 KINDS = ("flipped bit", "truncated", "empty", "missing", "another JSON", "swapped")
 
 
-def damage(path: Path, kind: str, draw: random.Random, others: list[Path]) -> bool:
+def change(path: Path, kind: str, draw: random.Random, others: list[Path]) -> bool:
     """Damages a file; returns False where that leaves it as it is."""
     content = path.read_bytes()
     new: bytes | None = content
@@ -168,7 +168,7 @@ def measure(trial: Trial, copy: Path, places: int) -> tuple[list[dict[str, Any]]
                     shutil.rmtree(copy, ignore_errors=True)
                     shutil.copytree(trial.workdir, copy)
                     others = [copy / other for other in files if other != path]
-                    if not damage(copy / path, kind, draw, others):
+                    if not change(copy / path, kind, draw, others):
                         continue
                     count["tries"] += 1
                     try:

@@ -59,6 +59,6 @@ def with_defaults(held: dict[str, Any]) -> dict[str, Any]:
     return _as_json(defaults(keys)) | held
 
 
-def _as_json(values: dict[str, Any]) -> dict[str, Any]:
+def _as_json(values: Any) -> Any:
     """Returns values as they are after writing and reading: lists in place of tuples."""
     return json.loads(json.dumps(values))
