@@ -71,6 +71,8 @@ def main() -> None:
     except UserError as error:
         explain_usage(str(error))
         return
+    if network.classifier.notice:
+        st.warning(network.classifier.notice)
     describe(network.classifier)
     # The evaluation is drawn only when its tab is open, because figures take seconds and predictions milliseconds.
     predictions, evaluation = st.tabs(["Try it", "Evaluation"], key="tab", on_change="rerun")

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 from conftest import ROOT
+from whole_runs import assert_same_run
 
 from cnn_jax.errors import UserError
 from cnn_jax.inference import load_classifier
@@ -62,4 +63,5 @@ def test_a_run_whose_last_step_is_damaged_trains_it_again(copy, trained, small_c
     assert classifier.step == 13
     assert classifier.notice == "Step 25 is damaged (train/_METADATA is damaged or missing): step 13 is used."
     assert train(small_config, str(copy)) == 0
-    assert load_classifier(copy, step="latest").step == 25
+    assert_same_run(copy, trained, 25)
+    assert "Step 25 is damaged" in caplog.text and (copy / "checkpoints.damaged" / "25").is_dir()
