@@ -5,6 +5,7 @@ opt_state}; `metadata`, JSON with the config, the class names and the preprocess
 is the average, and `train` also has the {params, batch_stats} from which training continues.
 """
 
+import contextlib
 import json
 import math
 import shutil
@@ -116,12 +117,13 @@ class Checkpoints:
                 check_room(self.directory, _size(items))
                 self._checkpointer.save(folder, args=ocp.args.Composite(**args), force=True)
                 manifest.write(folder, step, score, self._metadata["config"], self._records)
-                self._check_directory()  # which Orbax would have made anew
+                self._check_directory()
                 self._delete(step)  # an unfinished one
                 folder.rename(self.directory / str(step))
         except BaseException:
             for path in self.directory.glob(f"{folder.name}*"):
                 shutil.rmtree(path, ignore_errors=True)
+            self._check_directory()  # whose loss Orbax reports in many ways
             raise
         self._steps[step] = Step(step, -math.inf if score is None else float(score))
         kept = {*sorted(each.number for each in self._sound)[-2:], self.best_step}
@@ -187,6 +189,9 @@ class Checkpoints:
 
     def _check_directory(self) -> None:
         if not self.directory.is_dir() or self.directory.stat().st_ino != self._inode:
+            with contextlib.suppress(OSError):  # they are empty if Orbax has made them anew
+                self.directory.rmdir()
+                self.directory.parent.rmdir()
             raise UserError(
                 f"{self.directory} was deleted or replaced during training. Bring it back, or repeat the command to "
                 "start again."

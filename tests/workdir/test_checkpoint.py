@@ -291,3 +291,18 @@ def test_a_directory_that_vanishes_is_an_error_and_not_made_anew(tmp_path):
         with pytest.raises(UserError, match=r"run was deleted or replaced during training"):
             checkpoints.save(2, make_items(2))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_directory_that_vanishes_during_a_save_is_the_same_error(tmp_path, monkeypatch):
+    write = manifest.write
+
+    def vanish(folder, *arguments):
+        shutil.rmtree(tmp_path / "run")
+        folder.mkdir(parents=True)  # as Orbax does
+        write(folder, *arguments)
+
+    monkeypatch.setattr(manifest, "write", vanish)
+    lost = pytest.raises(UserError, match=r"checkpoints was deleted or replaced during training")
+    with Checkpoints(tmp_path / "run" / "checkpoints", METADATA) as checkpoints, lost:
+        checkpoints.save(2, make_items(2))
+    assert not (tmp_path / "run").exists()
