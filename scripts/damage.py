@@ -161,8 +161,10 @@ def measure(trial: Trial, copy: Path, places: int) -> tuple[list[dict[str, Any]]
     for group, members in groups.items():
         for kind in KINDS:
             counts = {use: collections.Counter() for use in (trial.infer, trial.train)}
-            tries = places if kind == "flipped bit" else min(len(members), places)
-            chosen = draw.choices(members, k=tries) if kind == "flipped bit" else draw.sample(members, tries)
+            has_bytes = [path for path in members if (trial.workdir / path).stat().st_size]
+            able = has_bytes if kind in ("flipped bit", "truncated") else members
+            flips = kind == "flipped bit" and able
+            chosen = draw.choices(able, k=places) if flips else draw.sample(able, min(len(able), places))
             for path in chosen:
                 for use, count in counts.items():
                     shutil.rmtree(copy, ignore_errors=True)
