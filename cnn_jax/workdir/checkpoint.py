@@ -8,6 +8,7 @@ is the average, and `train` also has the {params, batch_stats} from which traini
 import contextlib
 import json
 import math
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -56,7 +57,7 @@ class Checkpoints:
         """
         self.directory = directory.absolute()  # Orbax takes no other
         self.directory.mkdir(parents=True, exist_ok=True)
-        self._inode = self.directory.stat().st_ino
+        self._opened = os.open(self.directory, os.O_RDONLY)  # so that no other directory gets the same inode
         self._metadata, self._difference = metadata, difference
         self._records = self.directory.parent / METRICS_FILE
         self._checkpointer = ocp.Checkpointer(
@@ -64,9 +65,7 @@ class Checkpoints:
                 "model", "train", "metadata", metrics=ocp.JsonCheckpointHandler(filename="metrics")
             )
         )
-        for path in self.directory.iterdir():
-            if path.name.endswith(_LEFTOVERS):
-                shutil.rmtree(path, ignore_errors=True)
+        self._remove_leftovers()
         self._steps = {step.number: step for step in manifest.inspect(self.directory)}
         damaged = {step.number: step.damage for step in self._steps.values() if step.damage}
         if len(damaged) < len(self._steps):
@@ -77,6 +76,7 @@ class Checkpoints:
 
     def __exit__(self, *_) -> None:
         self._checkpointer.close()
+        os.close(self._opened)
 
     @property
     def latest_step(self) -> int | None:
@@ -114,6 +114,7 @@ class Checkpoints:
         try:
             with errors_in_one_line(self.directory):
                 self._check_directory()
+                self._remove_leftovers()  # of a save that failed, to which threads may have written since
                 check_room(self.directory, _size(items))
                 self._checkpointer.save(folder, args=ocp.args.Composite(**args), force=True)
                 manifest.write(folder, step, score, self._metadata["config"], self._records)
@@ -121,8 +122,8 @@ class Checkpoints:
                 self._delete(step)  # an unfinished one
                 folder.rename(self.directory / str(step))
         except BaseException:
-            for path in self.directory.glob(f"{folder.name}*"):
-                shutil.rmtree(path, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                self._remove_leftovers()
             self._check_directory()  # whose loss Orbax reports in many ways
             raise
         self._steps[step] = Step(step, -math.inf if score is None else float(score))
@@ -187,8 +188,13 @@ class Checkpoints:
             manifest.write(self.directory / str(step), step, None, self._metadata["config"], self._records)
         self._steps[step] = Step(step)
 
+    def _remove_leftovers(self) -> None:
+        for path in self.directory.iterdir():
+            if path.name.endswith(_LEFTOVERS):
+                shutil.rmtree(path, ignore_errors=True)
+
     def _check_directory(self) -> None:
-        if not self.directory.is_dir() or self.directory.stat().st_ino != self._inode:
+        if not self.directory.is_dir() or not os.path.samestat(self.directory.stat(), os.fstat(self._opened)):
             with contextlib.suppress(OSError):  # they are empty if Orbax has made them anew
                 self.directory.rmdir()
                 self.directory.parent.rmdir()
