@@ -1,12 +1,14 @@
 """Flags that commands share, and user errors as one line."""
 
+import itertools
 import os
 import re
 import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict
@@ -14,6 +16,10 @@ from ml_collections import ConfigDict
 from cnn_jax import config as config_lib
 from cnn_jax import runtime
 from cnn_jax.errors import UserError
+
+_PIPE_CLOSED = 141  # 128 + SIGPIPE, as in shells
+_GRACE = 2.0  # seconds between Ctrl-C and the end of the process, for what must be tidied up
+_HELP = {"-h", "-help", "--help", "-?", "--helpshort", "--helpfull"}
 
 flags.disclaim_key_flags()  # the flags defined here are the command's, and --help lists them with its own
 
@@ -88,9 +94,8 @@ def run(
         such arguments are an error.
       overrides: `main` takes one argument, the overrides of config keys (see `split_overrides`).
     """
-    handles_interrupts = signal.getsignal(signal.SIGINT) in (signal.SIG_DFL, signal.default_int_handler)
-    if handles_interrupts:  # unless the shell ignores them
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # there is nothing to clean up yet
+    if signal.getsignal(signal.SIGINT) in (signal.SIG_DFL, signal.default_int_handler):  # nohup and & may ignore it
+        signal.signal(signal.SIGINT, _interrupt)
     runtime.prepare()
     logging.use_absl_handler()
     logging.set_verbosity(logging.ERROR)
@@ -102,10 +107,13 @@ def run(
             if overrides or "config" in flags.FLAGS:
                 argv, found = split_overrides(argv)
                 changed.update(found)
+            if _HELP & set(itertools.takewhile("--".__ne__, argv[1:])):
+                _print_help(argv, changed)
+                sys.stdout.flush()
+                sys.exit(0)
             rest = flags.FLAGS(argv)
             for name in required:
-                if flags.FLAGS[name].value is None:
-                    raise UserError(f"--{name}=... is missing. {flags.FLAGS[name].help}")
+                require(name)
             if len(rest) > 1 and not positional:
                 raise UserError(f"Unexpected argument {rest[1]!r}: flags are written --NAME=VALUE.")
             if "config" in required:
@@ -113,26 +121,27 @@ def run(
                 config.value = config_lib.load(config.value, changed)
         except UserError as error:
             sys.exit(_fail(error))
+        except BrokenPipeError:
+            discard_output()
+            sys.exit(_PIPE_CLOSED)
         except flags.Error as error:
             sys.exit(_fail(f"{config_lib.describe(error)} (--help lists the flags)"))
         return rest
 
     def guarded(argv: Sequence[str]) -> int | None:
-        if handles_interrupts:
-            signal.signal(signal.SIGINT, _interrupt)
         try:
             status = main(*[list(argv[1:])] * positional, *[changed] * overrides)
         except UserError as error:
             status = _fail(error)
         except BrokenPipeError:
-            status = 141  # 128 + SIGPIPE, as in shells
+            status = _PIPE_CLOSED
         except KeyboardInterrupt:
             status = _fail("Interrupted.") + 129  # 128 + SIGINT, as in shells
         try:
             if sys.stdout:  # None where it is closed
                 sys.stdout.flush()  # here, so that a closed pipe or a full disk causes no traceback
         except BrokenPipeError:
-            status = 141
+            status = _PIPE_CLOSED
         except OSError as error:
             status = _fail(f"Cannot write to standard output: {error.strerror}.")
         else:
@@ -143,14 +152,12 @@ def run(
     app.run(guarded, flags_parser=parse)
 
 
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    """Raises `KeyboardInterrupt`, but exits where that would break an import, which then raises something else."""
-    while frame:
-        if frame.f_code.co_filename.startswith("<frozen importlib"):
-            os.write(2, b"Error: Interrupted.\n")
-            os._exit(128 + number)
-        frame = frame.f_back
-    raise KeyboardInterrupt
+def require(name: str) -> Any:
+    """Returns the value of a flag; raises a `UserError` where it is not given."""
+    flag: Any = flags.FLAGS[name]
+    if flag.value is None:
+        raise UserError(f"--{name}=... is missing. {flag.help}")
+    return flag.value
 
 
 def discard_output() -> None:
@@ -176,6 +183,42 @@ def split_overrides(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
             value = left.pop(0) if left and not left[0].startswith("--") else "true"
         overrides[key] = "false" if negated else value
     return rest + left, overrides
+
+
+def _print_help(argv: Sequence[str], overrides: dict[str, str]) -> None:
+    """Prints what the command is, its flags and, where it trains, all settings of the stage that the flags name."""
+    print(f"{(sys.modules['__main__'].__doc__ or '').strip()}\n\nFlags:")
+    for flag in sorted(flags.FLAGS.get_key_flags_for_module(sys.argv[0]), key=lambda flag: flag.name):
+        default = "" if flag.default is None or flag.boolean else f" (default: {flag.default})"
+        text = f"--{'[no]' * flag.boolean}{flag.name}: {flag.help}{default}"
+        print(flags.text_wrap(text, indent="      ", firstline_indent="  "))
+    if "config" in flags.FLAGS:
+        names = re.findall(r"(?:^|\n)--?config[=\n]([^\n]+)", "\n".join(argv[1:]))
+        name = names[-1] if names else "base"
+        values = "the defaults" if name == "base" else f"their values in {name}"
+        print(f"\nSettings, with {values}:\n{config_lib.listing(config_lib.load(name, overrides))}")
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Handles Ctrl-C by an exception, or ends the process at once: during an import, or at the second time.
+
+    C++ code may swallow the exception, as while JAX is imported, so that the process has `_GRACE` seconds to end.
+    """
+    while frame and not frame.f_code.co_filename.startswith("<frozen importlib"):
+        frame = frame.f_back
+    if frame:
+        _end(number)
+    signal.signal(number, _end)
+    timer = threading.Timer(_GRACE, _end, (number,))
+    timer.daemon = True
+    timer.start()
+    raise KeyboardInterrupt
+
+
+def _end(number: int, frame: FrameType | None = None) -> NoReturn:
+    del frame
+    os.write(2, b"\nInterrupted.\n")
+    os._exit(128 + number)  # as in shells
 
 
 def _fail(message: object) -> int:

@@ -1,8 +1,9 @@
 """Evaluates a run: python -m cnn_jax.evaluate --workdir=/tmp/bn [--split=test] [--report=DIR] [--step=best|latest|N]
 [--seed=INDEX|ensemble].
 
-Prints the scores and writes them to evaluation.json in the workdir; --report=DIR adds a page with figures. To evaluate
-on your own photographs, in one folder per class: --data.name=folder --data.dir=PHOTOGRAPHS.
+Prints the scores and writes them to evaluation.json in the workdir, or, for another split or data set, to
+evaluation-SPLIT.json or evaluation-NAME-SPLIT.json; --report=DIR adds a page with figures. To evaluate on your own
+photographs, in one folder per class: --data.name=folder --data.dir=PHOTOGRAPHS.
 """
 
 from pathlib import Path
@@ -26,26 +27,18 @@ _REPORT = flags.DEFINE_string("report", None, "Folder for a report: index.html a
 def main() -> int:
     """Evaluates, prints and writes the result; returns the exit status."""
     step, seed = cli.parse_step(_STEP.value), _read_seed()
-    from cnn_jax import inference  # after the flags are parsed: see cnn_jax/main.py
-    from cnn_jax.evaluation import dataset, results
+    from cnn_jax.evaluation import results, run  # after the flags are parsed: see cnn_jax/main.py
 
     assert _WORKDIR.value  # required
     workdir = Path(_WORKDIR.value).expanduser()
-    if workdir.is_file():
-        raise UserError(f"{workdir} is a file: --workdir takes the folder of a run.")
     folder = _make_folder(_REPORT.value) if _REPORT.value else None
-    classifier = inference.load_classifier(workdir, step=step, seed=seed)
-    examples = dataset.load(classifier, _SPLIT.value, _NAME.value, _DIR.value)
-    if not len(examples):
-        raise UserError(f"The {examples.split} split of {examples.name} is empty: choose another --split.")
-    log_probs = dataset.predict(classifier, examples)
-    result = {"checkpoint": str(step)} | results.measure(classifier, examples, log_probs, workdir)
-    results.show(result, workdir)
-    written = [results.write(result, workdir)]
+    done = run.evaluate(workdir, _SPLIT.value, _NAME.value, _DIR.value, step, seed)
+    results.show(done.result, workdir)
+    written = [results.write(done.result, workdir, results.file_name(done.result, done.examples.own))]
     if folder:
         from cnn_jax.report import html  # importing matplotlib takes a second
 
-        written.append(html.write(folder, workdir, classifier, examples, log_probs, result))
+        written.append(html.write(folder, workdir, done.classifier, done.examples, done.log_probs, done.result))
     print(f"Written: {', '.join(map(str, written))}")
     return 0
 

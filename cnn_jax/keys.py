@@ -38,7 +38,7 @@ class Key(NamedTuple):
     def parse(self, text: str) -> Any:
         """Returns the value of a command-line text, of the default's type; the text itself where it has no such value.
 
-        A single item stands for the tuple of it.
+        A single item stands for the tuple of it, and names with commas between them for the tuple of them.
         """
         try:
             match self.default:
@@ -50,8 +50,20 @@ class Key(NamedTuple):
                     value = ast.literal_eval(text)
                     return tuple(value) if isinstance(value, tuple | list) else (value,)
         except (KeyError, SyntaxError, ValueError):
-            return text
+            names = tuple(text.split(","))
+            return names if isinstance(self.default, tuple) and self.rule.allows(names) else text
         return text
+
+    def convert(self, value: Any) -> Any:
+        """Returns a value of the default's type: of a command-line text, or of a value that stands for one in Python.
+
+        As ml_collections does: a list for a tuple, an integer for a float.
+        """
+        if isinstance(value, str):
+            return self.parse(value)
+        if isinstance(self.default, tuple) and isinstance(value, list):
+            return tuple(value)
+        return float(value) if isinstance(self.default, float) and type(value) is int else value
 
 
 def field(default: Any, rule: Rule, help: str) -> Any:

@@ -1,9 +1,11 @@
 """Process setup that must precede the import of JAX: XLA flags, memory, and the cache of compiled programs.
 
-This module imports no JAX, so that commands can call `prepare` first. The user's own settings take precedence.
+This module imports no JAX, so that commands and the Python interface can call `prepare` first. The user's own settings
+take precedence.
 """
 
 import ctypes
+import functools
 import hashlib
 import os
 import platform
@@ -12,6 +14,7 @@ import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
+from types import ModuleType
 
 # Which operations XLA:CPU hands to YNNPACK: a list of types, or changes to the default list. Removed from it are
 # - individual_convolution: YNNPACK's gradients with respect to kernels are slow, Eigen's are not;
@@ -31,7 +34,7 @@ _VECTOR_EXTENSIONS = ("sse", "ssse", "avx", "fma", "f16c", "amx", "asimd", "sve"
 
 
 def prepare() -> None:
-    """Sets up compiler, memory and compilation cache; does nothing once JAX has been imported.
+    """Sets up compiler, memory and compilation cache; once JAX has started, only warns where a flag is missing.
 
     - `XLA_FLAGS` gets the flag that keeps CPU reductions correct and convolutions fast, unless it has that flag
       already; a line on stderr warns if its value allows wrong reductions.
@@ -40,7 +43,10 @@ def prepare() -> None:
       `JAX_COMPILATION_CACHE_DIR` names another folder, `JAX_ENABLE_COMPILATION_CACHE=false` disables the cache, or the
       folder cannot be created.
     """
-    if "jax" in sys.modules:  # it has read its environment; the web page runs again and again in one process
+    jax = sys.modules.get("jax")
+    if jax and _has_started(jax):  # and has read its environment
+        if _FLAG not in _given_flags() and _flag_is_known():
+            _say_late()
         return
     set_flags()
     if not any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ):
@@ -53,6 +59,10 @@ def prepare() -> None:
             return
         os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
         os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+        if jax:  # imported, when it read these two
+            jax.config.update("jax_compilation_cache_dir", str(folder))
+            seconds = float(os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"])
+            jax.config.update("jax_persistent_cache_min_compile_time_secs", seconds)
 
 
 def set_flags() -> None:
@@ -90,6 +100,26 @@ def cache_folder() -> Path:
     if own:
         return Path(own).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "cnn_jax"
+
+
+def _has_started(jax: ModuleType) -> bool:
+    """Whether JAX has computed anything or listed its devices: it then refuses another number of CPU devices."""
+    devices = jax.config.jax_num_cpu_devices
+    try:
+        jax.config.update("jax_num_cpu_devices", 2 if devices == 1 else 1)
+    except RuntimeError:
+        return True
+    jax.config.update("jax_num_cpu_devices", devices)
+    return False
+
+
+@functools.cache
+def _say_late() -> None:
+    print(
+        "JAX had started before cnn_jax could set it up: some programs then compute silently wrong numbers on a CPU. "
+        "Start again, with `from cnn_jax import ...` before anything is computed.",
+        file=sys.stderr,
+    )
 
 
 def _given_flags() -> str:

@@ -45,7 +45,16 @@ KEYS = {
         "float32", one_of("float32", "bfloat16"), "type that layers compute in; parameters are float32 in any case"
     ),
     "label_smoothing": Key(0.0, SHARE, "share of each target that is spread evenly over all classes"),
-    "on_nan": Key("stop", one_of("stop", "continue"), "what to do when the loss is not finite"),
+    "on_nan": Key(
+        "stop",
+        one_of("stop", "skip", "continue"),
+        "when the loss is not finite: stop and name the layer, skip the update (also where a gradient is not finite) "
+        "and count it, or continue",
+        changes_numbers=False,  # it does, but only where they are lost otherwise
+    ),
+    "init_from": Key(
+        "", TEXT, "workdir of a run whose best checkpoint this run starts from; layers that do not fit start fresh"
+    ),
     "diagnostics": Key(False, BOOLEAN, "record gradient norms and shares of dead ReLUs, per layer"),
     "profile": Key(
         False, BOOLEAN, "trace some steps into WORKDIR/profile, for TensorBoard or Perfetto", changes_numbers=False
@@ -56,10 +65,20 @@ KEYS = {
         "writer of TensorBoard events; clu needs TensorFlow",
         changes_numbers=False,
     ),
+    "loggers": Key(
+        (),
+        tuple_of(one_of("csv", "wandb", "mlflow")),
+        "where metrics go besides TensorBoard, such as csv,wandb",
+        changes_numbers=False,
+    ),
     "eval": {
         "epochs": Key(1, whole(1), "epochs between validations; the last epoch always has one", changes_numbers=False),
         "mirror": Key(False, BOOLEAN, "average over mirror images too, here and in all later inference"),
         "shift": Key(0, whole(0), "average over images shifted by this many pixels too, here and in later inference"),
+    },
+    "early_stopping": {
+        "patience": Key(0, whole(0), "end the run after so many epochs without a better validation accuracy; 0: never"),
+        "min_delta": Key(0.0, SHARE, "by how much a validation accuracy must exceed the best one to be better"),
     },
     "checkpoint": {
         "epochs": Key(1, whole(1), "epochs between checkpoints; the last epoch always has one", changes_numbers=False),
@@ -75,6 +94,11 @@ KEYS = {
         ),
         "train_examples": Key(0, whole(0), "size of a class-balanced training subset; 0: all images"),
         "validation": Key(0.1, VALIDATION, "validation images cut from the training split; 0: none"),
+        "class_weights": Key(
+            "none",
+            one_of("none", "balanced"),
+            "weights of the training loss; balanced: images / (classes * images of the class), as in scikit-learn",
+        ),
         "split_seed": Key(0, SEED, "decides which images are held out for validation and which subset is used"),
         "image_size": Key(32, whole(0), "side in pixels to which images are resized on the device; 0: as stored"),
         "mean": Key(

@@ -11,11 +11,13 @@ workdir=${WORKDIR:-runs/quickstart}
 cat <<TEXT
 
 What next?
-  evaluate it:       $VENV/bin/python -m cnn_jax.evaluate --workdir=$workdir --report=$workdir/report
+  evaluate it:      $VENV/bin/python -m cnn_jax.evaluate --workdir=$workdir --report=$workdir/report
   CIFAR-10:         $VENV/bin/python -m cnn_jax.main --config=configs/batchnorm.py --workdir=runs/batchnorm
                     (a small part of it: --config.data.train_examples=5000 --config.epochs=10)
-  your photographs: $VENV/bin/python -m cnn_jax.main --config=configs/batchnorm.py --workdir=runs/mine \\
-                      --config.data.name=folder --config.data.dir=DIR     with DIR/CLASS/*.jpg
+  your photographs: $VENV/bin/python -m pip install -e '.[transfer]' && \\
+                      $VENV/bin/python -m cnn_jax.main --config=transfer_lite --workdir=runs/mine \\
+                      --config.data.name=folder --config.data.dir=DIR --config.batch_size=32
+                    with DIR/CLASS/*.jpg; docs/photographs.md goes through it
   classify images:  $VENV/bin/python -m cnn_jax.predict --workdir=runs/mine IMAGE...
   the web page:     $VENV/bin/python -m pip install -e '.[app]' && \\
                       $VENV/bin/streamlit run cnn_jax/app.py -- --workdir=$workdir

@@ -11,7 +11,6 @@ import pytest
 from conftest import ROOT, stage
 
 from cnn_jax import config as config_lib
-from cnn_jax.config.__main__ import listing
 from cnn_jax.configs import base
 from cnn_jax.errors import UserError
 from cnn_jax.models import MODELS
@@ -42,7 +41,7 @@ def test_stages_have_the_values_that_published_runs_had(name):
 
 def test_what_changes_no_number():
     assert set(config_lib.FREE) == {
-        *("data.dir", "features.dir", "profile", "steps_per_call", "tensorboard"),
+        *("data.dir", "features.dir", "loggers", "on_nan", "profile", "steps_per_call", "tensorboard"),
         *("eval.epochs", "checkpoint.epochs", "checkpoint.minutes"),
     }
 
@@ -135,8 +134,8 @@ def test_a_workdir_of_an_earlier_version_lacks_keys_that_are_now_at_their_defaul
     path.write_text(json.dumps(held))
     config_lib.check_same(stage("augment"), path)
     config = stage("augment")
-    config.finetune.epochs = 1
-    with pytest.raises(UserError, match=r"config\.finetune\.epochs is 0 there and 1 here"):
+    config.finetune.trainable = "head"
+    with pytest.raises(UserError, match=r"config\.finetune\.trainable is 'all' there and 'head' here"):
         config_lib.check_same(config, path)
 
 
@@ -216,6 +215,9 @@ def test_a_config_file_anywhere_may_start_from_a_stage(tmp_path, package):
         ("model.hidden", "()", ()),
         ("data.mean", "()", ()),
         ("optimizer.groups", "(('head', 0.1),)", (("head", 0.1),)),
+        ("loggers", "csv", ("csv",)),
+        ("loggers", "csv,wandb", ("csv", "wandb")),
+        ("loggers", "('csv', 'wandb')", ("csv", "wandb")),
     ],
 )
 def test_overrides(key, text, value):
@@ -234,6 +236,9 @@ def test_overrides(key, text, value):
         ("optimizer.learning_rate", "nan", r"config\.optimizer\.learning_rate is nan"),
         ("model.widths", "(8,", r"config\.model\.widths is '\(8,'"),
         ("learning_rate", "1", r"Did you mean config\.optimizer\.learning_rate\?"),
+        ("optimizer.lr", "1", r"Did you mean config\.optimizer\.learning_rate\?"),
+        ("lr", "1", r"Did you mean config\.optimizer\.learning_rate\?"),
+        ("optimizer.wd", "1", r"Did you mean config\.optimizer\.weight_decay\?"),
         ("widths", "8", r"Did you mean config\.model\.widths\?"),
         ("model.drop_out", "8", r"Did you mean config\.model\.dropout\?"),
         ("zzz", "8", r"no config\.zzz\. .* lists all keys"),
@@ -272,7 +277,7 @@ def test_another_backbone_keeps_the_head_of_the_stage():
 
 
 def test_the_listing_has_the_keys_of_the_network():
-    text = listing("speedrun")
+    text = config_lib.listing(config_lib.load("speedrun"))
     assert "--config.model.whiten_size=2\n    side in pixels" in text
     assert "--config.model.widths='(64, 256, 256)'\n" in text
     assert "hidden" not in text
@@ -329,3 +334,46 @@ def test_a_workdir_takes_the_same_configuration_alone(tmp_path):
         path.write_text(damaged)
         with pytest.raises(UserError, match="damaged"):
             config_lib.check_same(config, path)
+
+
+@pytest.mark.parametrize(
+    "held, asked",
+    [
+        ({"epochs": 5}, {"epochs": 6}),
+        ({"optimizer.schedule": "restarts", "epochs": 5}, {"epochs": 6}),
+        ({"finetune.epochs": 2}, {"finetune.epochs": 3}),
+        ({"optimizer.schedule": "cosine"}, {"finetune.epochs": 3}),  # a second phase, after the first has ended
+        ({"early_stopping.patience": 3}, {"early_stopping.patience": 4}),
+        ({"early_stopping.patience": 3}, {"early_stopping.patience": 0}),
+    ],
+)
+def test_a_run_may_become_longer(tmp_path, held, asked):
+    config = stage("augment")
+    config.update_from_flattened_dict(held)
+    config_lib.write(config, tmp_path / "config.json")
+    before = {key: config_lib.flatten(config)[key] for key in asked}
+    config.update_from_flattened_dict(asked)
+    longer = config_lib.check_same(config, tmp_path / "config.json")
+    assert longer == {key: (before[key], value) for key, value in asked.items()}
+
+
+@pytest.mark.parametrize(
+    "held, asked, message",
+    [
+        ({"epochs": 5}, {"epochs": 4}, "another run: config.epochs is 5 there and 4 here"),
+        ({"epochs": 5}, {"epochs": 6, "batch_size": 8}, "another run: .*config.batch_size"),
+        ({"finetune.epochs": 2}, {"epochs": 200}, "another run: config.epochs"),
+        ({"early_stopping.patience": 3}, {"early_stopping.patience": 2}, "another run: config.early_stopping"),
+        ({}, {"early_stopping.patience": 2}, "another run: config.early_stopping"),
+        ({"early_stopping.patience": 3}, {"eval.epochs": 2}, "another run: config.eval.epochs"),
+        ({"optimizer.schedule": "cosine"}, {"epochs": 200}, "schedule=cosine follows from config.epochs.*init_from="),
+        ({"average.decay": 0.9, "average.ramp": 1.0}, {"epochs": 200}, "average depends on the length.*init_from="),
+    ],
+)
+def test_a_run_cannot_become_shorter_or_another(tmp_path, held, asked, message):
+    config = stage("augment")
+    config.update_from_flattened_dict(held)
+    config_lib.write(config, tmp_path / "config.json")
+    config.update_from_flattened_dict(asked)
+    with pytest.raises(UserError, match=message):
+        config_lib.check_same(config, tmp_path / "config.json")

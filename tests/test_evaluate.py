@@ -8,6 +8,7 @@ import shutil
 import numpy as np
 import pytest
 from PIL import Image
+from sklearn import metrics
 
 from cnn_jax.errors import UserError
 from cnn_jax.evaluation import dataset, results, scores
@@ -50,8 +51,35 @@ def test_the_command_agrees_with_training(command, workdir, tmp_path):
     pictures = {path.stem for path in (tmp_path / "report").glob("*.png")}
     assert pictures == {"confusion_matrix", "filters", "learning_curves", "mistakes", "network", "reliability"}
     page = (tmp_path / "report" / "index.html").read_text()
-    assert page.count("<img src='data:image/png;base64,") == len(pictures)
-    assert "http" not in page
+    wrong = result["examples"] - round(result["accuracy"] * result["examples"])
+    assert page.count("<img src='data:image/png;base64,") == min(html.MISTAKES, wrong) + 1  # and the filters
+    assert page.count("<svg ") == 4  # calibration, loss, accuracy, network
+    assert not re.search(r"<script|<link|@import|(src|href)=.http", page)
+    assert "prefers-color-scheme: dark" in page
+
+
+def test_other_images_leave_the_evaluation_of_the_test_split(command, workdir, photographs):
+    (workdir / "evaluation.json").write_text("{}")
+    root = photographs("7/a.png", "7/b.png", "3/c.png")
+    for arguments, name in (
+        (["--split=validation"], "evaluation-validation.json"),
+        (["--data.name=folder", f"--data.dir={root}"], "evaluation-folder-all.json"),
+    ):
+        done = command("evaluate", f"--workdir={workdir}", *arguments)
+        assert done.returncode == 0 and f"Written: {workdir / name}" in done.stdout, done.stderr
+        assert json.loads((workdir / name).read_text())["accuracy"] is not None
+    assert (workdir / "evaluation.json").read_text() == "{}"
+
+
+def test_averages_over_the_classes_of_another_data_set_are_over_those_that_it_has():
+    labels = np.array([0, 0, 1, 1], np.int32)
+    log_probs = np.log(np.full((4, 3), 0.1) + 0.7 * np.eye(3)[[0, 0, 1, 2]])
+    found = results.describe(log_probs, labels, ("a", "b", "c"), own=False)
+    for name, score in (("precision", metrics.precision_score), ("recall", metrics.recall_score)):
+        assert found[name] == pytest.approx(score(labels, [0, 0, 1, 2], labels=[0, 1], average="macro"))
+        own = results.describe(log_probs, labels, ("a", "b", "c"))
+        with_all = score(labels, [0, 0, 1, 2], labels=[0, 1, 2], average="macro", zero_division=0)
+        assert own[name] == pytest.approx(with_all)
 
 
 def test_the_splits_are_those_of_training(classifier, trained):
@@ -194,7 +222,7 @@ def test_only_the_chosen_images_are_decoded(classifier, photographs, tmp_path):
 def test_neither_trainer_nor_optimizer(command):
     code = """
 import sys
-from cnn_jax import evaluate
+import cnn_jax.evaluate
 light = set(sys.modules)
 from cnn_jax.evaluation import dataset, results
 from cnn_jax.report import html

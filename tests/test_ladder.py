@@ -216,7 +216,7 @@ def test_jobs_are_auto_or_a_number():
 
 
 def test_another_configuration_in_a_workdir_is_refused(finished, stages):
-    with pytest.raises(UserError, match=r"plain-0 holds another run: config\.epochs is 2 there and 3 here"):
+    with pytest.raises(UserError, match=r"plain-0 holds a shorter run: config\.epochs is 2 there and 3 here"):
         plan.make([stages["plain"]], 1, finished[0], {"epochs": "3"})
 
 

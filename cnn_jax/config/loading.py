@@ -4,6 +4,7 @@ import importlib.util
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -16,12 +17,13 @@ from cnn_jax.utils.source import ROOT
 _STAGES = Path(__file__).resolve().parents[1] / "configs"
 
 
-def load(name: str | Path, overrides: Mapping[str, str] | None = None) -> ConfigDict:
+def load(name: str | Path, overrides: Mapping[str, Any] | None = None) -> ConfigDict:
     """Returns `get_config()` of a stage or of a Python file, with the values of some keys replaced.
 
     Args:
       name: of a stage, such as "batchnorm", or the path of a file.
-      overrides: texts from the command line, by the full names of their keys: `{"optimizer.learning_rate": "0.1"}`.
+      overrides: values, or texts from the command line, by the full names of their keys:
+        `{"optimizer.learning_rate": "0.1"}`.
         Another "model.name" replaces the network (see `use_network`), whose keys the others are then.
 
     Raises:
@@ -35,10 +37,10 @@ def load(name: str | Path, overrides: Mapping[str, str] | None = None) -> Config
     config = _run(path)
     use_network(config, overrides.get("model.name") or config.model.name)
     declared = keys_of(config.model.name)
-    for key, text in overrides.items():
+    for key, value in overrides.items():
         if key not in declared:
             raise UserError(unknown_key(key, config.model.name))
-        config.update_from_flattened_dict({key: parse(key, declared[key], text)})
+        config.update_from_flattened_dict({key: parse(key, declared[key], value)})
     return config
 
 

@@ -34,9 +34,9 @@ def validate(config: ConfigDict) -> None:
         _check(name, key, values[name])
 
 
-def parse(name: str, key: Key, text: str) -> Any:
-    """Returns the value of a command-line text; raises a `UserError` where a key cannot have it."""
-    value = key.parse(text)
+def parse(name: str, key: Key, value: Any) -> Any:
+    """Returns what a text or value means for a key (see `Key.convert`); raises a `UserError` where it has none."""
+    value = key.convert(value)
     _check(name, key, value)
     return value
 
@@ -46,13 +46,24 @@ def unknown_key(name: str, network: str) -> str:
     known = list(keys_of(network))
     if any(key.startswith(f"{name}.") for key in known):
         return f"config.{name} is a section, not a key: set one of its keys, as in --config.{name}.KEY=VALUE."
-    # By the last part too: `learning_rate` for `optimizer.learning_rate`, the first of several.
-    own = name.rsplit(".", 1)[-1]
-    last = {key.rsplit(".", 1)[-1]: key for key in reversed(known)}
-    close = [last[own]] if name in last else difflib.get_close_matches(name, known, 1, cutoff=0.75)
-    close = close or [last[match] for match in difflib.get_close_matches(own, last, 1)]
+    close = _closest(name, known)
     where = f" of the network {network}" if name.startswith("model.") else ""
-    return f"There is no config.{name}{where}. {f'Did you mean config.{close[0]}?' if close else _LIST}"
+    return f"There is no config.{name}{where}. {f'Did you mean config.{close}?' if close else _LIST}"
+
+
+def _closest(name: str, known: list[str]) -> str | None:
+    """Returns the key that may be meant by an unknown name; of several equally good ones the first."""
+    section, _, own = name.rpartition(".")
+    last = {key.rsplit(".", 1)[-1]: key for key in reversed(known)}
+    if name in last:  # `learning_rate` for `optimizer.learning_rate`
+        return last[name]
+    for key in known:  # `optimizer.lr`
+        initials = "".join(word[0] for word in key.rsplit(".", 1)[-1].split("_"))
+        if own == initials and len(own) > 1 and (not section or key.startswith(f"{section}.")):
+            return key
+    close = difflib.get_close_matches(name, known, 1, cutoff=0.75)
+    close = close or [last[match] for match in difflib.get_close_matches(own, last, 1)]
+    return close[0] if close else None
 
 
 def _check(name: str, key: Key, value: Any) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 from cnn_jax.data import images
 from cnn_jax.data.splits import EncodedSource
 from cnn_jax.errors import UserError
+from cnn_jax.utils import text
 
 _LAYOUT = "DIR/train/CLASS/*.jpg and DIR/test/CLASS/*.jpg, or DIR/CLASS/*.jpg"
 
@@ -53,13 +54,16 @@ def scan(root: Path, size: int, class_names: tuple[str, ...] | None = None) -> E
     """
     folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
     files = {folder.name: images.in_folder(folder) for folder in folders}
+    remarks = _remarks(root, [name for name, paths in files.items() if not paths])
     files = {name: paths for name, paths in files.items() if paths}
     if not files:
-        raise UserError(f"No images in {root}: put them into one folder per class, as in {_LAYOUT}.")
+        found = " ".join(remarks)
+        raise UserError(f"No images in {root}: put them into one folder per class, as in {_LAYOUT}. {found}".rstrip())
     if class_names is None:
         if len(files) < 2:
             raise UserError(
-                f"{root} has images of one class only ({next(iter(files))}): add a folder for another class."
+                f"{root} has images of one class only ({next(iter(files))}): add a folder for another class. "
+                + " ".join(remarks)
             )
         class_names = tuple(files)
     for name in files:
@@ -67,4 +71,22 @@ def scan(root: Path, size: int, class_names: tuple[str, ...] | None = None) -> E
             raise UserError(f"{root / name}: the training images have no class {name!r}; they have {class_names}.")
     items = [(path, class_names.index(name)) for name, paths in files.items() for path in paths]
     paths, labels = zip(*items)
-    return EncodedSource(class_names, np.array(labels, np.int32), paths, [str(path) for path in paths], size)
+    return EncodedSource(class_names, np.array(labels, np.int32), paths, [str(path) for path in paths], size, remarks)
+
+
+def _remarks(root: Path, empty: list[str]) -> tuple[str, ...]:
+    """Returns lines on the folders without images and on the files that are no images."""
+    others, lines = images.others_in_folder(root), []
+    heic = sum(number for extension, number in others.items() if extension in images.HEIC)
+    if heic:
+        lines.append(
+            f"{text.count(heic, 'HEIC photograph')} in {root} {'is' if heic == 1 else 'are'} left out: to read them, "
+            "pip install 'cnn_jax[heic]'."
+        )
+    rest = {extension: number for extension, number in others.items() if extension not in images.HEIC}
+    if rest:
+        kinds = ", ".join(f"{extension} ({number:,})" for extension, number in sorted(rest.items())[:8])
+        lines.append(f"{text.count(sum(rest.values()), 'other file')} in {root}, ignored: {kinds}.")
+    if empty:
+        lines.append(f"Folders without images in {root}, which are no classes: {', '.join(empty)}.")
+    return tuple(lines)

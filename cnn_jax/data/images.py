@@ -6,6 +6,8 @@ names the file.
 """
 
 import contextlib
+import functools
+import importlib.util
 import io
 import os
 import re
@@ -22,17 +24,24 @@ from PIL import ExifTags, Image, ImageOps
 
 from cnn_jax.errors import UserError
 
-EXTENSIONS = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+HEIC = frozenset({".heic", ".heif", ".hif"})
+HAS_HEIC = importlib.util.find_spec("pillow_heif") is not None  # the extra [heic]
+EXTENSIONS = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}) | (
+    HEIC if HAS_HEIC else frozenset()
+)
 FITS = ("crop", "stretch", "pad")  # see `fit`
 STANDARD_INPUT = "-"
 MAX_PIXELS = 61_000_000  # of the largest full-frame cameras; decoding takes up to 16 bytes per pixel (WebP)
 MAX_SIDE = 65_535  # the limit of JPEG; Pillow's resizing weights for longer sides take gigabytes
 MAX_BYTES = 2**28
+SHOWN_REASONS = 50
 
 # Pillow supports dozens of other formats that no camera writes, and starts Ghostscript for one of them.
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
-_READ = "BMP, GIF, JPEG, PNG, PPM, TIFF or WebP"
+_READ = f"BMP, GIF, {'HEIC, ' * HAS_HEIC}JPEG, PNG, PPM, TIFF or WebP"
+_HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")  # bytes 8 to 12 of a file
+_NEEDS_HEIC = "HEIC, which needs pip install 'cnn_jax[heic]'; or convert it to JPEG"
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -77,18 +86,58 @@ def in_folder(folder: str | Path) -> list[Path]:
       UserError: a folder cannot be read.
     """
 
+    return [path for path in _walk(folder) if path.suffix.lower() in EXTENSIONS]
+
+
+def others_in_folder(folder: str | Path) -> dict[str, int]:
+    """Returns how many files of `in_folder` are no images, by their extensions, such as ".txt"."""
+    found: dict[str, int] = {}
+    for path in _walk(folder):
+        extension = path.suffix.lower()
+        if extension not in EXTENSIONS:
+            found[extension or path.name] = found.get(extension or path.name, 0) + 1
+    return found
+
+
+def _walk(folder: str | Path) -> list[Path]:
+    """Returns the files in a folder and its subfolders, sorted; hidden files and folders are skipped."""
+
     def fail(error: OSError) -> None:
         raise UserError(f"The folder {error.filename} cannot be read ({error.strerror}).")
 
     found = []
     for root, folders, files in os.walk(folder, onerror=fail):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [
-            Path(root, name)
-            for name in files
-            if os.path.splitext(name)[1].lower() in EXTENSIONS and not name.startswith(".")
-        ]
+        found += [Path(root, name) for name in files if not name.startswith(".")]
     return sorted(found)
+
+
+def size(file: Any) -> tuple[int, int]:
+    """Returns width and height of an image file as stored, reading only its header.
+
+    Raises:
+      UserError: not an image.
+    """
+    try:
+        with _without_warnings(), _open(file) as image:
+            return image.size
+    except Exception as error:  # Pillow's decoders raise almost anything on damaged files.
+        raise UserError(f"{file}: {_reason(error)}. Replace or remove the file.") from None
+
+
+class Unreadable(UserError):
+    """Images that cannot be read.
+
+    Attributes:
+      reasons: a line for each.
+    """
+
+    def __init__(self, reasons: Sequence[str]):
+        """Takes the reasons, each of which names the file; the message has up to `SHOWN_REASONS` of them."""
+        self.reasons = list(reasons)
+        more = [f"and {len(reasons) - SHOWN_REASONS} more"] if len(reasons) > SHOWN_REASONS else []
+        lines = [f"{len(reasons)} images cannot be read:", *self.reasons[:SHOWN_REASONS], *more]
+        super().__init__("\n  ".join(lines) if len(reasons) > 1 else reasons[0])
 
 
 def decode(file: Any, name: str | None = None) -> Image.Image:
@@ -165,7 +214,7 @@ def _decoded(file: Any, name: str | None) -> Iterator[Image.Image]:
     """Yields the image; during the `with` block, its pixels count against `MAX_PIXELS`."""
     name = name or (os.fspath(file) if isinstance(file, str | os.PathLike) else "the image")
     try:
-        with _without_warnings(), Image.open(_checked(file), formats=_FORMATS) as image:
+        with _without_warnings(), _open(file) as image:
             width, height = image.size
             if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
                 raise Image.DecompressionBombError
@@ -182,6 +231,30 @@ def _decoded(file: Any, name: str | None) -> Iterator[Image.Image]:
         raise UserError(f"{name}: {error}") from None
     except Exception as error:  # Pillow's decoders raise almost anything on damaged files.
         raise UserError(f"{name}: {_reason(error)}. Replace or remove the file.") from None
+
+
+def _open(file: Any) -> Image.Image:
+    """Returns an image of which only the header has been read."""
+    source = _checked(file)
+    if isinstance(source, io.BytesIO):
+        head = source.getvalue()[:12]
+    else:
+        with open(source, "rb") as opened:
+            head = opened.read(12)
+    if head[4:8] == b"ftyp" and head[8:] in _HEIC_BRANDS:
+        if not HAS_HEIC:
+            raise UserError(f"{_NEEDS_HEIC}.")
+        _register_heic()
+        return Image.open(source, formats=("HEIF",))
+    return Image.open(source, formats=_FORMATS)
+
+
+@functools.cache
+def _register_heic() -> None:
+    """Teaches Pillow HEIC."""
+    from pillow_heif import register_heif_opener  # pyright: ignore[reportMissingImports]
+
+    register_heif_opener()
 
 
 def _checked(file: Any) -> Any:

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree, UInt8
 
 from cnn_jax.data.duplicates import Duplicates
+from cnn_jax.data.images import Unreadable
 from cnn_jax.data.order import Order
 from cnn_jax.data.splits import Dataset
 from cnn_jax.parallel.placement import Placement
@@ -98,7 +99,7 @@ class Splits:
     """
 
     def __init__(self, dataset: Dataset, place: Placement):
-        """Reads the training and the validation images.
+        """Reads the training and the validation images, and of image files all: those to be replaced are named at once.
 
         Args:
           dataset: where the images come from.
@@ -110,6 +111,14 @@ class Splits:
         self._host: dict[str, dict[str, np.ndarray]] = {}
         self._images: dict[str, dict[str, jax.Array]] = {}
         self._features: dict[str, dict[str, jax.Array]] = {}
+        unreadable: list[str] = []
+        for split in ("train", "validation", "test") if dataset.files else ():
+            try:
+                self.host(split)
+            except Unreadable as error:
+                unreadable += error.reasons
+        if unreadable:
+            raise Unreadable(unreadable)
         self.fingerprint = _fingerprint({split: self.host(split) for split in ("train", "validation")})
 
     def host(self, split: str) -> dict[str, np.ndarray]:

@@ -4,6 +4,7 @@ import dataclasses
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -74,6 +75,7 @@ class EncodedSource:
       items: a path or encoded bytes per image.
       names: one per image, for messages.
       size: the images are cropped to a centred square and resized to this side; 0 if all have the same size.
+      remarks: lines on what is there besides these images.
     """
 
     class_names: tuple[str, ...]
@@ -81,25 +83,37 @@ class EncodedSource:
     items: Sequence[Any]
     names: Sequence[str]
     size: int
+    remarks: tuple[str, ...] = ()
 
     def images(self, indices: Int[np.ndarray, " k"]) -> UInt8[np.ndarray, "k height width 3"]:
         """Returns the images at these positions.
 
         Raises:
-          UserError: an image cannot be read; the message names the file.
+          UserError: some images cannot be read; the message names all of them.
         """
         if not len(indices):
             return self._decode(0)[None][:0]
         # Threads pay off for files, which wait for the disk, and not for small images in memory.
         workers = 1 if isinstance(self.items[0], bytes) else os.cpu_count() or 1
         with ThreadPoolExecutor(workers) as pool:
-            decoded = pool.map(self._decode, indices.tolist()) if workers > 1 else map(self._decode, indices.tolist())
+            decoded = (pool.map if workers > 1 else map)(self._try_decode, indices.tolist())
             with progress.bar(shown=len(indices) >= 1000) as bar:
-                return np.stack(list(bar.track(decoded, len(indices), description="Decoding images")))
+                found = list(bar.track(decoded, len(indices), description="Decoding images"))
+        reasons = [each for each in found if isinstance(each, str)]
+        if reasons:
+            raise images.Unreadable(reasons)
+        return np.stack(found)
 
     def name(self, index: int) -> str:
         """Returns the name of the image at a position."""
         return self.names[index]
+
+    def _try_decode(self, index: int) -> np.ndarray | str:
+        """Returns the image at a position, or why it cannot be read."""
+        try:
+            return self._decode(index)
+        except UserError as error:
+            return str(error)
 
     def _decode(self, index: int) -> np.ndarray:
         item, name = self.items[index], self.names[index]
@@ -150,6 +164,13 @@ class Dataset:
     validation: Split
     test: Split
 
+    @property
+    def files(self) -> list[Path]:
+        """The image files of all splits; empty where the images come from elsewhere."""
+        sources = {id(split.source): split.source for split in (self.train, self.test)}.values()
+        items = [item for source in sources if isinstance(source, EncodedSource) for item in source.items]
+        return [item for item in items if isinstance(item, Path)]
+
     def describe(self) -> str:
         """Returns one line with the number of classes and images."""
         sizes = ", ".join(f"{len(getattr(self, split)):,} {split}" for split in ("train", "validation", "test"))
@@ -185,6 +206,8 @@ def make_splits(name: str, train: Source, test: Source | None, config: Any) -> D
     validation = take(int(count), "config.data.validation", 1)
     if config.train_examples:
         pool = take(config.train_examples, "config.data.train_examples", 2)
+    for source in (train, test):
+        _check_labels(name, source)
     splits = {
         "train": Split(train, pool),
         "validation": Split(train, validation),
@@ -194,6 +217,17 @@ def make_splits(name: str, train: Source, test: Source | None, config: Any) -> D
         if not len(splits[split]):
             raise UserError(f"The {split} split of {name} is empty: lower config.data.validation or add images.")
     return Dataset(name, train.class_names, **splits)
+
+
+def _check_labels(name: str, source: Source) -> None:
+    """Raises a `UserError` for a label that is no class: it would be trained on as an image of no class at all."""
+    wrong = np.flatnonzero((source.labels < 0) | (source.labels >= len(source.class_names)))
+    if len(wrong):
+        first = int(wrong[0])
+        raise UserError(
+            f"{text.count(len(wrong), 'label')} of {name} {'is' if len(wrong) == 1 else 'are'} not from 0 to "
+            f"{len(source.class_names) - 1}, the first {source.labels[first]} of {source.name(first)}."
+        )
 
 
 def stratified(
@@ -219,3 +253,26 @@ def stratified(
     drawn = [generator.permutation(pool[labels[pool] == label])[:n] for label, n in zip(classes, quota)]
     chosen = np.sort(np.concatenate(drawn)) if drawn else pool[:0]
     return chosen, np.setdiff1d(pool, chosen, assume_unique=True)
+
+
+def balanced_weights(labels: Int32[np.ndarray, " n"], class_names: Sequence[str]) -> tuple[float, ...]:
+    """Returns images / (classes * images of the class) for each class, scikit-learn's "balanced".
+
+    Source: King and Zeng 2001, Logistic Regression in Rare Events Data. The mean over the images is 1,
+    so that the size of gradients stays what it was.
+
+    Args:
+      labels: of the training images.
+      class_names: of all classes.
+
+    Raises:
+      UserError: a class has no training images.
+    """
+    counts = np.bincount(labels, minlength=len(class_names))
+    missing = [name for name, count in zip(class_names, counts) if not count]
+    if missing:
+        raise UserError(
+            f"config.data.class_weights is 'balanced', but there are no training images of {', '.join(missing)}: add "
+            "some, or set it to none."
+        )
+    return tuple((len(labels) / (len(class_names) * counts)).tolist())

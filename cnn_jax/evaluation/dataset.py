@@ -1,7 +1,9 @@
 """Labelled images to evaluate a classifier on: a split of the run's data, another data set, or a folder of images."""
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+import hashlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -49,6 +51,14 @@ class Examples:
         """Decodes the images at these positions."""
         return self.source.images(self.indices[chosen])
 
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """A hash of the pixels and labels; decodes all images."""
+        digest = hashlib.blake2b(np.ascontiguousarray(self.labels).data, digest_size=16)
+        for start in range(0, len(self), CHUNK):
+            digest.update(np.ascontiguousarray(self.images(slice(start, start + CHUNK))).data)
+        return digest.hexdigest()
+
 
 def load(
     classifier: Classifier, split: str | None = None, name: str | None = None, directory: str | None = None
@@ -74,13 +84,26 @@ def load(
         # The split of the run applies to its own data set only.
         config = own | {"name": name, "dir": directory or "", "validation": 0, "train_examples": 0}
     try:
-        dataset = data.load(SimpleNamespace(**config))
+        return dataclasses.replace(of_run(config, classifier.class_names, split or "test"), own=same)
     except UserError as error:
         raise UserError(str(error).replace("--config.data.dir", "--data.dir")) from None
-    split = split or "test"
+
+
+def of_run(config: Mapping[str, Any], class_names: Sequence[str], split: str) -> Examples:
+    """Returns a split of the data set that a run is configured for; it may be empty.
+
+    Args:
+      config: `config.data` of the run.
+      class_names: of its network.
+      split: one of `SPLITS`.
+
+    Raises:
+      UserError: the data is missing or unsuitable, or has a class that the network lacks.
+    """
+    dataset = data.load(SimpleNamespace(**config))
     part = getattr(dataset, split)
-    labels = match(part.labels, dataset.class_names, classifier.class_names, config["name"])
-    return Examples(config["name"], config["dir"], split, same, part.source, part.indices, labels)
+    labels = match(part.labels, dataset.class_names, class_names, config["name"])
+    return Examples(config["name"], config["dir"], split, True, part.source, part.indices, labels)
 
 
 def _photographs(classifier: Classifier, split: str | None, directory: str | None) -> Examples:
@@ -131,15 +154,22 @@ def match(
     return to[labels]
 
 
-def predict(classifier: Classifier, examples: Examples) -> Float[np.ndarray, "n classes"]:
+def predict(classifier: Classifier, examples: Examples, name: str = "") -> Float[np.ndarray, "n classes"]:
     """Returns log-probabilities, with a progress bar.
+
+    Args:
+      classifier: the network.
+      examples: the images.
+      name: of the run, for the bar.
 
     Raises:
       UserError: an image cannot be read; the message names the file.
     """
     results = [np.zeros((0, len(classifier.class_names)), np.float32)]
     with progress.bar() as bar:
-        task = bar.add_task(f"Evaluating {examples.split} images", total=len(examples))
+        task = bar.add_task(
+            f"{name}: {examples.split} images" if name else f"Evaluating {examples.split} images", total=len(examples)
+        )
         for start in range(0, len(examples), CHUNK):
             images = examples.images(slice(start, start + CHUNK))
             results.append(classifier.score(classifier.fit(images)))

@@ -44,18 +44,30 @@ def measure(classifier: Classifier, examples: Examples, log_probs: np.ndarray, w
         "seed": classifier.seed,
         "data": {"name": examples.name, "dir": examples.directory},
         "split": examples.split,
-        **describe(log_probs, examples.labels, classifier.class_names),
+        **describe(log_probs, examples.labels, classifier.class_names, examples.own),
         **calibration(log_probs, examples.labels, temperature),
     }
 
 
-def describe(log_probs: np.ndarray, labels: np.ndarray, class_names: tuple[str, ...]) -> dict[str, Any]:
-    """Returns all scores of log-probabilities `[n, classes]`, as JSON."""
+def describe(
+    log_probs: np.ndarray, labels: np.ndarray, class_names: tuple[str, ...], own: bool = True
+) -> dict[str, Any]:
+    """Returns all scores of log-probabilities `[n, classes]`, as JSON.
+
+    Args:
+      log_probs: one row per image.
+      labels: the column of each image's class.
+      class_names: one per column.
+      own: whether the images are of the run's own data set. Another one may lack classes of the network, over which
+        averages over classes are then not taken.
+    """
     matrix = scores.confusion_matrix(log_probs, labels)
     return {
         "examples": len(labels),
         **scores.summarise(log_probs, labels),
+        **scores.macro(matrix, predicted=own),
         "class_names": list(class_names),
+        "classes_without_images": [name for name, count in zip(class_names, matrix.sum(1)) if not count],
         "classes": scores.class_table(matrix, class_names),
         "confusion_matrix": matrix.tolist(),
         "calibration_bins": scores.calibration_bins(log_probs, labels),
@@ -97,9 +109,23 @@ def belongs(evaluation: dict[str, Any], classifier: Classifier) -> bool:
     return (evaluation["step"], evaluation.get("seed")) == (classifier.step, classifier.seed)
 
 
-def write(result: dict[str, Any], workdir: Path) -> Path:
-    """Writes evaluation.json atomically; values that are not finite become null."""
-    path = workdir / EVALUATION_FILE
+def file_name(result: dict[str, Any], own: bool) -> str:
+    """Returns the name of the file for a result: evaluation.json for the test split of the run's own data.
+
+    Others have names of their own, so that they do not replace what the page shows and calibrates with.
+
+    Args:
+      result: of `measure`.
+      own: whether the images are of the run's own data set.
+    """
+    of_test = own and result["split"] == "test"
+    name = result["split"] if own else f"{result['data']['name']}-{result['split']}".replace("/", "_")
+    return EVALUATION_FILE if of_test else EVALUATION_FILE.replace(".json", f"-{name}.json")
+
+
+def write(result: dict[str, Any], workdir: Path, name: str = EVALUATION_FILE) -> Path:
+    """Writes a result to a file in the workdir, atomically; values that are not finite become null."""
+    path = workdir / name
     lines = [f"{json.dumps(key)}: {json.dumps(value, allow_nan=False)}" for key, value in _finite(result).items()]
     try:
         with files.replacing(path) as file:
@@ -126,6 +152,9 @@ def show(result: dict[str, Any], workdir: Path) -> None:
     for title, table in (("", _summary(result)), ("Classes", _classes(result)), _confusion(result)):
         console.print(title, style="bold", soft_wrap=True)
         tables.show(table, console)
+    if result["classes_without_images"]:
+        names = ", ".join(result["classes_without_images"])
+        console.print(f"Without images, and in the means only where predicted: {names}", soft_wrap=True)
     console.print()
 
 

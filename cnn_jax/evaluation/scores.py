@@ -80,9 +80,14 @@ def per_class(matrix: Counts) -> dict[str, np.ndarray]:
     }
 
 
-def macro(matrix: Counts) -> dict[str, float]:
-    """Returns precision, recall and F1, averaged over the classes that occur or are predicted."""
-    seen = matrix.sum(0) + matrix.sum(1) > 0
+def macro(matrix: Counts, predicted: bool = True) -> dict[str, float]:
+    """Returns precision, recall and F1, averaged over the classes that occur.
+
+    Args:
+      matrix: see `confusion_matrix`.
+      predicted: also over classes that do not occur but are predicted; all their scores are 0.
+    """
+    seen = matrix.sum(1) + predicted * matrix.sum(0) > 0
     scores = per_class(matrix)
     return {name: float(scores[name][seen].mean()) for name in ("precision", "recall", "f1")}
 

@@ -1,7 +1,8 @@
 """Statistics over seeds: confidence intervals, paired differences, a permutation test, false-discovery correction.
 
 Pure functions of numbers. The unit of observation is a training run: an interval says how far the mean over seeds is
-uncertain because there are few of them, with the same training and test images.
+uncertain because there are few of them, with the same training and test images. `bootstrap_interval` is over test
+images instead: it says how far the result is uncertain because there are few of those, with the same networks.
 """
 
 import statistics
@@ -15,6 +16,7 @@ LEVEL = 0.95
 ENOUGH = 6  # the smallest number of pairs whose sign-flip test can have p < 0.05: 2 / 2^6 = 0.03125
 EXACT = 20  # pairs up to which all sign flips are enumerated
 _RANDOM_FLIPS = 100_000
+_RESAMPLES = 20_000
 
 
 class Difference(NamedTuple):
@@ -43,6 +45,21 @@ def t_interval(values: Sequence[float], level: float = LEVEL) -> tuple[float, fl
     low, high = stats.t.interval(level, len(values) - 1)
     mean, error = statistics.fmean(values), float(stats.sem(values))
     return mean + float(low) * error, mean + float(high) * error
+
+
+def bootstrap_interval(values: Sequence[float] | np.ndarray, level: float = LEVEL) -> tuple[float, float]:
+    """Returns the percentile bootstrap interval of a mean (Efron and Tibshirani 1993, chapter 13); reproducible.
+
+    For differences per test image it is the paired bootstrap: both networks are scored on each resampled test set.
+
+    Args:
+      values: one per test image. A resample is drawn as the count of each distinct value, so few should be distinct.
+      level: of confidence.
+    """
+    distinct, counts = np.unique(np.asarray(values, np.float64), return_counts=True)
+    drawn = np.random.RandomState(0).multinomial(counts.sum(), counts / counts.sum(), _RESAMPLES)
+    low, high = np.quantile(drawn @ distinct / counts.sum(), [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
 
 
 def paired_difference(before: Mapping[int, float], after: Mapping[int, float]) -> Difference | None:

@@ -1,7 +1,6 @@
 """Commands as processes of their own, several at once, which a signal stops together."""
 
 import contextlib
-import fcntl
 import os
 import queue
 import re
@@ -14,6 +13,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import IO, NamedTuple
+
+try:
+    import fcntl
+except ImportError:  # on Windows, where logs are not locked: two ladders must not share a workdir there
+    fcntl = None
 
 LOG_FILE = "log.txt"  # what the processes of a job printed, with a line at the end of each
 _POLL = 0.5  # seconds
@@ -85,7 +89,7 @@ class Processes:
         self._workers: list[threading.Thread] = []
 
     def __enter__(self) -> "Processes":
-        numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+        numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
         heard = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]  # nohup ignores SIGHUP
         self._previous = {number: signal.signal(number, self._record) for number in heard}
         return self
@@ -198,6 +202,8 @@ def _error(lines: list[str], status: int) -> str:
 
 def _lock(log: IO) -> bool:
     """Locks an open log, and returns whether no other process holds it; processes that inherit the file keep it."""
+    if not fcntl:
+        return True
     with contextlib.suppress(BlockingIOError):
         fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return True

@@ -130,7 +130,12 @@ def make(names: Sequence[str], seeds: int, workdir: Path, overrides: Mapping[str
     for run in runs:
         config_lib.validate(run.config)
         if (run.workdir / CONFIG_FILE).exists():
-            config_lib.check_same(run.config, run.workdir / CONFIG_FILE)
+            longer = config_lib.check_same(run.config, run.workdir / CONFIG_FILE)
+            for key, (there, here) in longer.items():
+                raise UserError(
+                    f"{run.workdir} holds a shorter run: config.{key} is {there} there and {here} here. Take another "
+                    "--workdir, or continue each run with cnn_jax.main."
+                )
     return runs
 
 

@@ -1,7 +1,9 @@
-"""Compares finished runs: python -m cnn_jax.report RUN... --output=DIR [--note=TEXT] [--order=ladder|given].
+"""Compares finished runs: python -m cnn_jax.report RUN... --output=DIR [--note=TEXT] [--order=ladder|given]
+[--nopredict].
 
 Writes a page (index.html), results.csv, results.json, and the figures as SVG and PNG files. Runs of the same
-configuration with different seeds form one row, which is compared with the row before it, seed by seed.
+configuration with different seeds form one row, which is compared with the row before it, seed by seed and test image
+by test image. The predictions on the test images are computed from the checkpoints once, and kept in the workdirs.
 """
 
 from absl import flags
@@ -15,6 +17,13 @@ _ORDER = flags.DEFINE_enum(
     "order", "ladder", ["ladder", "given"], "Order of the rows: that of the ladder, or that of the arguments."
 )
 
+_PREDICT = flags.DEFINE_bool(
+    "predict",
+    True,
+    "Compute the predictions on the test images that a run lacks, from its checkpoint. --nopredict takes only those "
+    "that earlier reports kept.",
+)
+
 
 def main(workdirs: list[str]) -> int:
     """Writes the report, prints where and what was left out, and returns the exit status."""
@@ -23,7 +32,7 @@ def main(workdirs: list[str]) -> int:
     from cnn_jax.report.runs import write_report  # after the flags are parsed: see cnn_jax/main.py
 
     assert _OUTPUT.value  # required
-    result = write_report(workdirs, _OUTPUT.value, _NOTE.value, _ORDER.value)
+    result = write_report(workdirs, _OUTPUT.value, _NOTE.value, _ORDER.value, _PREDICT.value)
     for path in result["left_out"]:
         print(f"{path}: not a finished run, left out")
     print(f"Written: {_OUTPUT.value}/index.html, results.csv, results.json and the figures")

@@ -35,21 +35,23 @@ __all__ = [
     "mistakes",
     "network_diagram",
     "png",
+    "range_test",
     "reliability_diagram",
 ]
 
 BLUE, ORANGE, INK, GREY, LINE = "#0072b2", "#d55e00", "#1b1f24", "#656d76", "#e1e4e8"
+LIGHT_BLUE, LIGHT_GREY = "#a6cee8", "#c9ced4"
 _COLOURS = (BLUE, ORANGE, "#009e73", "#cc79a7", "#56b4e9", "#e69f00", INK)
 _MEASURES = {"loss": "Loss", "accuracy": "Accuracy"}
 
 
-def png(figure: Figure, dpi: int = 150) -> bytes:
+def png(figure: Figure, dpi: int = 150, facecolor: str = "white") -> bytes:
     """Renders a figure as a PNG file."""
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         # Class names may have characters that the font lacks; they are drawn as boxes.
         warnings.filterwarnings("ignore", "Glyph .* missing from font")
-        figure.savefig(buffer, format="png", dpi=dpi, facecolor="white")
+        figure.savefig(buffer, format="png", dpi=dpi, facecolor=facecolor)
     return buffer.getvalue()
 
 
@@ -58,7 +60,7 @@ def data_uri(image: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(image).decode()
 
 
-def learning_curves(records: Records) -> Figure:
+def learning_curves(records: Records, measures: Sequence[str] = tuple(_MEASURES)) -> Figure:
     """Draws loss and accuracy of a run over its epochs.
 
     Training values are averages over each epoch, while the network changes, with dropout and augmentation; validation
@@ -66,16 +68,44 @@ def learning_curves(records: Records) -> Figure:
 
     Args:
       records: as `cnn_jax.workdir.records.read_metrics` returns them.
+      measures: "loss", "accuracy", or both, side by side.
     """
-    figure = Figure(figsize=(8, 3.1), layout="constrained")
-    for axes, (measure, title) in zip(figure.subplots(1, 2), _MEASURES.items()):
-        frame(axes, title)
+    figure = Figure(figsize=(4 * len(measures), 3.1), layout="constrained")
+    for axes, measure in zip(figure.subplots(1, len(measures), squeeze=False)[0], measures):
+        frame(axes, _MEASURES[measure])
         _curve(axes, per_epoch(records, measure), "training", GREY, "--")
         _curve(axes, of_split(records, "validation", measure), "validation", BLUE)
         tests = of_split(records, "test", measure)
         if tests:
-            axes.plot(*tests[-1], "*", color=ORANGE, ms=10, label=f"test {_number(measure, tests[-1][1])}", zorder=3)
+            axes.plot(
+                *tests[-1],
+                "*",
+                color=ORANGE,
+                ms=10,
+                label=f"test {_number(measure, tests[-1][1])}",
+                zorder=3,
+                clip_on=False,
+            )
         _finish_curves(axes, measure)
+    return figure
+
+
+def range_test(rates: Sequence[float], losses: Sequence[float], averages: Sequence[float], advice: float) -> Figure:
+    """Draws the losses of a learning-rate range test, their moving averages, and the learning rate to try."""
+    figure = Figure(figsize=(6.4, 3.4), layout="constrained")
+    axes = figure.add_subplot()
+    frame(axes, "Learning-rate range test")
+    axes.plot(rates, losses, ".", color=GREY, ms=3, label="loss of a step")
+    axes.plot(rates, averages, color=BLUE, lw=1.8, label="moving average")
+    axes.axvline(advice, color=ORANGE, ls="--", lw=1.4, label=f"to try: {advice:g}")
+    finite = [value for value in averages if math.isfinite(value)]
+    if finite:
+        spread = max(finite[0] - min(finite), 0.1 * min(finite), 1e-6)
+        axes.set_ylim(max(0, min(finite) - spread / 2), finite[0] + spread)  # the divergence would flatten the rest
+    axes.set_xscale("log")
+    axes.set_xlabel("learning rate", color=GREY)
+    axes.set_ylabel("training loss", color=GREY)
+    axes.legend(frameon=False, fontsize=9, labelcolor=INK)
     return figure
 
 
@@ -135,7 +165,7 @@ def reliability_diagram(bins: Sequence[Mapping[str, Any]]) -> Figure:
     frame(lower, "")
     full = [row for row in bins if row["count"]]
     left, width = [row["lower"] for row in full], bins[0]["upper"] - bins[0]["lower"]
-    upper.bar(left, [row["accuracy"] for row in full], width, align="edge", color="#a6cee8", ec="white")
+    upper.bar(left, [row["accuracy"] for row in full], 0.94 * width, align="edge", color=LIGHT_BLUE)
     upper.plot([0, 1], [0, 1], "--", color=GREY, lw=1, label="calibrated")
     upper.plot(
         [row["confidence"] for row in full],
@@ -146,12 +176,15 @@ def reliability_diagram(bins: Sequence[Mapping[str, Any]]) -> Figure:
         clip_on=False,
         label="measured",
     )
-    upper.set(xlim=(0, 1), ylim=(0, 1), ylabel="Accuracy")
-    upper.set_title(f"Expected calibration error {expected_calibration_error(bins):.1%}", size=10, loc="left")
-    upper.legend(loc="upper left", frameon=False, fontsize=8)
+    upper.set(xlim=(0, 1), ylim=(0, 1))
+    upper.set_ylabel("Accuracy", color=GREY)
+    title = f"Expected calibration error {expected_calibration_error(bins):.1%}"
+    upper.set_title(title, size=10, loc="left", color=INK)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8.5, labelcolor=INK)
     total = sum(row["count"] for row in full)
-    lower.bar(left, [row["count"] / total for row in full], width, align="edge", color="#c9ced4", ec="white")
-    lower.set(xlabel="Confidence", ylabel="Images")
+    lower.bar(left, [row["count"] / total for row in full], 0.94 * width, align="edge", color=LIGHT_GREY)
+    lower.set_xlabel("Confidence", color=GREY)
+    lower.set_ylabel("Images", color=GREY)
     lower.yaxis.set_major_locator(MaxNLocator(2))
     for axis in (upper.xaxis, upper.yaxis, lower.yaxis):
         axis.set_major_formatter(PercentFormatter(1, decimals=0))
@@ -233,7 +266,7 @@ def _grid(count: int, columns: int, cell: tuple[float, float]) -> tuple[Figure, 
 def frame(axes: Axes, title: str) -> None:
     axes.set_title(title, size=11, loc="left", color=INK)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color("#c9ced4")
+    axes.spines[["left", "bottom"]].set_color(LIGHT_GREY)
     axes.tick_params(colors=GREY, labelsize=9, length=3)
     axes.grid(axis="y", color=LINE, lw=0.8)
     axes.set_axisbelow(True)

@@ -4,7 +4,6 @@ Each function takes rows of `cnn_jax.report.runs.summarise` and returns a matplo
 """
 
 import io
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,12 +14,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from matplotlib.transforms import blended_transform_factory
 
-from cnn_jax.report.figures import BLUE, GREY, INK, LINE, ORANGE, frame
+from cnn_jax.report.figures import BLUE, GREY, INK, LIGHT_GREY, LINE, ORANGE, frame
 
 _MINUS = "\N{MINUS SIGN}"
-# Colours of figures, and the CSS variables that stand for them in a page with a light and a dark theme.
-_THEME = {BLUE: "--blue", ORANGE: "--orange", INK: "--ink", GREY: "--grey", LINE: "--line", "#c9ced4": "--line"}
-
 _COLUMNS = ((0.727, "right"), (0.756, "left"))  # of numbers beside the bars: share of the width, alignment
 _PERCENT = FuncFormatter(lambda share, _: f"{100 * share:g} %")
 
@@ -49,27 +45,6 @@ def svg(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def inline_svg(figure: Figure, name: str, title: str) -> str:
-    """Returns a figure as an SVG element for a page, with colours from CSS variables: --ink, --grey, --blue, ...
-
-    Args:
-      figure: the figure.
-      name: makes the ids in the element unique in the page.
-      title: what screen readers say.
-    """
-    buffer = io.StringIO()
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    text = re.sub(r' id="[a-z0-9.]+_\d+"', "", text)  # of groups; nothing refers to them, and figures share them
-    text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", text)
-    for colour, variable in _THEME.items():
-        text = text.replace(colour, f"var({variable})")
-    return text.replace("<svg ", f'<svg role="img" aria-label="{title}" ', 1)
-
-
 def waterfall(rows: Rows, narrow: bool = False) -> Figure:
     """Draws what each row adds to the test accuracy of the row before, with the 95 % interval of the gain.
 
@@ -82,7 +57,7 @@ def waterfall(rows: Rows, narrow: bool = False) -> Figure:
         mean, of = row["mean"]["accuracy"], row["difference"]
         before = rows[y - 1]["mean"]["accuracy"] if y else mean
         if y:
-            axes.plot([before, before], [y - 1 + half, y - half], color="#c9ced4", lw=1)
+            axes.plot([before, before], [y - 1 + half, y - half], color=LIGHT_GREY, lw=1)
         interval = row["interval"]["accuracy"]
         if of:
             colour = BLUE if mean >= before else ORANGE
@@ -164,7 +139,7 @@ def _steps(axes: Axes, steps: Sequence[_Step], title: str, subtitle: str) -> Non
     axes.set_ylim(len(steps) - 0.5, -0.5)
     axes.set_yticks([])
     axes.spines[["top", "left", "right"]].set_visible(False)
-    axes.spines["bottom"].set_color("#c9ced4")
+    axes.spines["bottom"].set_color(LIGHT_GREY)
     axes.tick_params(colors=GREY, labelsize=9, length=3)
     axes.grid(axis="x", color=LINE, lw=0.8)
     axes.set_axisbelow(True)
@@ -254,7 +229,7 @@ def _lines(rows: Rows, narrow: bool) -> tuple[Figure, Axes, float]:
     axes.set_ylim(len(rows) - 0.55, -0.7 if narrow else -0.55)
     axes.set_yticks([])
     axes.spines[["top", "left", "right"]].set_visible(False)
-    axes.spines["bottom"].set_color("#c9ced4")
+    axes.spines["bottom"].set_color(LIGHT_GREY)
     axes.tick_params(colors=GREY, labelsize=9, length=3)
     axes.grid(axis="x", color=LINE, lw=0.8)
     axes.set_axisbelow(True)

@@ -10,64 +10,9 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from cnn_jax.evaluation.statistics import ENOUGH
-from cnn_jax.report import figures, ladder_figures, reference
+from cnn_jax.report import figures, image_sections, ladder_figures, reference, web
 from cnn_jax.report.ladder_figures import bounds, points
 from cnn_jax.utils import files, text
-
-_STYLE = """
-:root { color-scheme: light dark; --page: #fff; --ink: #1b1f24; --grey: #59626c; --line: #d8dde2; --blue: #0072b2;
-  --orange: #c25400; --soft: #f5f7f9; }
-@media (prefers-color-scheme: dark) { :root { --page: #12161b; --ink: #e8ecf0; --grey: #a3adb8; --line: #343b44;
-  --blue: #56b4e9; --orange: #ff9a4d; --soft: #1a2027; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; padding: 2rem 1.2rem 4rem; max-width: 66rem; background: var(--page); color: var(--ink);
-  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
-h1 { font-size: 1.7rem; line-height: 1.25; margin: 0 0 .4rem; overflow-wrap: anywhere; }
-h2 { font-size: 1.25rem; margin: 2.8rem 0 .4rem; }
-h3 { font-size: 1rem; margin: 1.2rem 0 .2rem; }
-p, li { max-width: 48rem; }
-p { margin: .3rem 0 .9rem; }
-.grey, figcaption { color: var(--grey); }
-.note { border-left: 3px solid var(--orange); background: var(--soft); padding: .6rem 1rem; margin: 1rem 0;
-  max-width: 48rem; }
-figure { margin: 1rem 0; }
-figcaption { font-size: .9rem; max-width: 48rem; margin-top: .5rem; }
-svg { display: block; max-width: 100%; height: auto; }
-svg text { font-family: inherit !important; }
-.phone { display: none; }
-.panels { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(19rem, 100%), 1fr)); gap: .6rem 1.2rem; }
-.panels svg { width: 100%; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .92rem; margin: .6rem 0 1rem; }
-th, td { padding: .35rem 1.1rem .35rem 0; text-align: right; border-bottom: 1px solid var(--line); font-weight: normal;
-  vertical-align: top; }
-td { white-space: nowrap; }
-.remarks td:last-child, .remarks th:last-child { text-align: left; white-space: normal; min-width: 14rem; }
-th:first-child, td:first-child, .text td, .text th { text-align: left; }
-.text td { white-space: normal; }
-.text td:first-child { white-space: nowrap; }
-thead th { max-width: 9rem; color: var(--grey); font-size: .85rem; vertical-align: bottom; }
-code { font-size: .88em; overflow-wrap: anywhere; }
-ul { padding-left: 1.2rem; margin: .3rem 0 .8rem; }
-a { color: var(--blue); }
-@media (max-width: 46rem) {
-  body { padding: 1.2rem .9rem 3rem; }
-  .desk { display: none; }
-  .phone { display: block; }
-  .phone svg { width: 100%; }
-  table, tbody, tr, td { display: block; width: 100%; }
-  thead { display: none; }
-  tr { border-bottom: 1px solid var(--line); padding: .5rem 0; }
-  td, .text td { border: 0; padding: .1rem 0; display: flex; justify-content: space-between; gap: 1rem;
-    white-space: normal; text-align: right; }
-  td:first-child { font-weight: 600; }
-  td:not(:first-child)::before { content: attr(data-label); color: var(--grey); text-align: left; }
-  td:empty { display: none !important; }
-  .text td:not(:first-child) { display: block; text-align: left; }
-  .text td:not(:first-child)::before { display: block; font-size: .85rem; }
-}
-@media print { body { padding: 0; font-size: 11pt; } section { break-inside: avoid; } }
-"""
 
 Row = Mapping[str, Any]
 
@@ -101,15 +46,16 @@ def write(folder: Path, result: Mapping[str, Any], rows: Sequence[Any]) -> None:
             with files.replacing(folder / f"{name}{suffix}", "wb") as file:
                 file.write(content)
     with files.replacing(folder / "index.html") as file:
-        file.write(page(result, curves["accuracy"]))
+        file.write(page(result, curves["accuracy"], {row.name: row.hardest_images() for row in rows}))
 
 
-def page(result: Mapping[str, Any], curves: Mapping[str, Any]) -> str:
+def page(result: Mapping[str, Any], curves: Mapping[str, Any], pictures: Mapping[str, Any]) -> str:
     """Returns the page.
 
     Args:
       result: of `cnn_jax.report.runs.summarise`.
       curves: of accuracy, as for `cnn_jax.report.ladder_figures.curves`.
+      pictures: of each row (see `cnn_jax.report.runs.Row.hardest_images`).
     """
     rows = result["rows"]
     title = f"{rows[0]['name']} to {rows[-1]['name']}" if len(rows) > 1 else rows[0]["name"]
@@ -119,19 +65,18 @@ def page(result: Mapping[str, Any], curves: Mapping[str, Any]) -> str:
         _accuracy(rows),
         _curves(curves),
         _scores(rows),
+        image_sections.calibration(rows),
+        image_sections.ensembles(rows),
+        image_sections.classes(rows, pictures),
         _reference(rows, result["note"]),
         _changes(rows),
         _cost(rows),
         _method(result),
     ]
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{escape(title)}</title><style>{_STYLE}</style></head><body>
-<h1>What each step is worth: {escape(title)}</h1>
+    head = f"""<h1>What each step is worth: {escape(title)}</h1>
 <p class="grey">{escape(_subtitle(rows))}</p>{note}
-{"".join(filter(None, sections))}
-</body></html>
 """
+    return web.document(title, head + "".join(filter(None, sections)))
 
 
 def _subtitle(rows: Sequence[Row]) -> str:
@@ -163,7 +108,7 @@ def _gains(rows: Sequence[Row]) -> str:
         f"significant; pale bars are not, or have fewer than {ENOUGH} seeds. The axis shows only the range of "
         "the bars."
     )
-    return _section(
+    return web.section(
         "Gain of each step",
         f"<p>{said} {_claims(rows)}</p>" + _figure(ladder_figures.waterfall, rows, "waterfall", caption),
     )
@@ -190,7 +135,8 @@ def _claims(rows: Sequence[Row]) -> str:
 
 
 def _accuracy(rows: Sequence[Row]) -> str:
-    head = ("", "seeds", "test accuracy, %", "difference, points", "p", "p, adjusted", "significant")
+    head = ("", "seeds", "test accuracy, %", "difference, points", "interval by test image", "p", "p, adjusted")
+    head += ("significant",)
     lines = []
     for row in rows:
         of = row["difference"] or {}
@@ -204,6 +150,7 @@ def _accuracy(rows: Sequence[Row]) -> str:
                 row["n"],
                 _estimate(row["mean"]["accuracy"], row["interval"]["accuracy"]),
                 _estimate(of.get("mean"), of.get("interval"), True) + few,
+                bounds((of.get("by_image") or {}).get("interval"), True),
                 _p(of.get("p_value")),
                 _p(of.get("adjusted_p_value")),
                 verdict,
@@ -213,15 +160,26 @@ def _accuracy(rows: Sequence[Row]) -> str:
         "Each dot is the test accuracy of one seed; the vertical line is the mean, the horizontal one its 95 % "
         "t interval."
     )
-    body = _figure(ladder_figures.accuracies, rows, "accuracy", caption) + _table(head, lines)
+    body = _figure(ladder_figures.accuracies, rows, "accuracy", caption) + web.table(head, lines)
     body += (
         "<p class='grey'>In brackets: 95 % intervals. Differences are to the row above, between networks with the "
         "same seed. p: exact two-sided sign-flip test; adjusted for the false discovery rate (Benjamini and "
-        "Hochberg) over the differences of this page.</p>"
+        f"Hochberg) over the differences of this page.{_two_intervals(rows)}</p>"
         if len(rows) > 1
         else ""
     )
-    return _section("Test accuracy", body)
+    return web.section("Test accuracy", body)
+
+
+def _two_intervals(rows: Sequence[Row]) -> str:
+    if not any((row["difference"] or {}).get("by_image") for row in rows):
+        return ""
+    return (
+        " The interval after the difference asks what other seeds would give on these test images; the interval by "
+        "test image asks what these networks would give on other test images of the same kind (paired bootstrap, Efron "
+        "and Tibshirani 1993). A difference that holds for other seeds and other images "
+        "excludes zero in both."
+    )
 
 
 def _curves(curves: Mapping[str, Any]) -> str:
@@ -236,9 +194,9 @@ def _curves(curves: Mapping[str, Any]) -> str:
     for number, (name, splits) in enumerate(known.items()):
         figure = ladder_figures.curves({name: splits}, titles=False)
         figure.axes[0].set_ylim(min(ends) - margin, max(ends) + margin)
-        drawn = ladder_figures.inline_svg(figure, f"curves{number}", f"Learning curves of {escape(name)}")
+        drawn = web.svg(figure, f"curves{number}", f"Learning curves of {name}")
         panels.append(f"<div><h3>{escape(name)}</h3>{drawn}</div>")
-    return _section(
+    return web.section(
         "Learning curves",
         "<p>Accuracy per epoch: mean over the seeds, and their range as a band. Training values are averages over an "
         "epoch, with dropout and augmentation, while the network changes; validation is measured at its end.</p>"
@@ -257,12 +215,12 @@ def _scores(rows: Sequence[Row]) -> str:
         loss = row["mean"]["loss"]
         cells = [points(row["mean"][name], name == "gap") for name in names]
         lines.append((row["name"], *cells, "not finite" if loss is None else f"{loss:.3f}"))
-    return _section(
+    return web.section(
         "Other scores",
         "<p>Means over the seeds, on the test images, in %. Precision, recall and F1 are means over the classes. “At "
         "&gt; 0.5” counts only predictions with a probability above 0.5, over all classes together, as the reference "
         "does. Training accuracy is that of the last epoch: with dropout and augmentation it can be below test "
-        f"accuracy.</p>{_table(head, lines)}",
+        f"accuracy.</p>{web.table(head, lines)}",
     )
 
 
@@ -291,13 +249,13 @@ def _reference(rows: Sequence[Row], note: str) -> str:
     shared = [phrase for phrase in known[0]["reference"]["protocol"] if phrase in common]
     items = "".join(f"<li>{phrase[0].upper() + phrase[1:]}</li>" for phrase in (data, *map(escape, shared)))
     caption = "Diamonds: the reference (one run). Dots: our seeds. They are comparable only where the protocols agree."
-    return _section(
+    return web.section(
         "Beside the reference",
         "<p>The reference is a Keras study of CIFAR-10 (2024, Tesla P100), which trained on all 50,000 images, "
         "monitored the test set and reports the last epoch of one run. Ours score the test images once, after the last "
         f"epoch. How our runs differ from its protocol:</p><ul>{items}</ul>"
         + _figure(lambda some, narrow: ladder_figures.accuracies(some, narrow, True), known, "reference", caption)
-        + _table(head, lines)
+        + web.table(head, lines)
         + "<p class='grey'>Precision and recall here are at a probability above 0.5, in %.</p>",
     )
 
@@ -310,10 +268,10 @@ def _changes(rows: Sequence[Row]) -> str:
         keys = [f"{key}: {_value(old)} → {_value(new)}" for key, (old, new) in sorted(row["changes"].items())]
         items = "<br>".join(f"<code>{escape(key)}</code>" for key in keys) or "nothing"
         body += f"<tr><td>{escape(row['name'])}</td><td>{items}</td></tr>"
-    return _section(
+    return web.section(
         "What changes from row to row",
         "<p>The configuration keys whose values differ from those of the row above.</p>"
-        f"<table class='text'><tbody>{body}</tbody></table>",
+        f"<table class='cells text'><tbody>{body}</tbody></table>",
     )
 
 
@@ -331,11 +289,11 @@ def _cost(rows: Sequence[Row]) -> str:
                 ", ".join(sorted(places)),
             )
         )
-    return _section(
+    return web.section(
         "Cost",
         "<p>Medians over the runs, of training alone: without compilation and evaluation. Seconds are per epoch of one "
         "network. These are times of the training runs, not of a benchmark: other work on the machine is included.</p>"
-        + _table(head, lines),
+        + web.table(head, lines),
     )
 
 
@@ -343,7 +301,12 @@ def _method(result: Mapping[str, Any]) -> str:
     origins = dict.fromkeys(_origin(each) for row in result["rows"] for each in row["provenance"])
     left = "".join(f"<li><code>{escape(path)}</code></li>" for path in result["left_out"])
     left = f"<p>Left out, because they are not finished:</p><ul>{left}</ul>" if left else ""
-    return _section(
+    left += "".join(
+        f"<details><summary>{text.count(len(names), 'run')} without predictions: {escape(reason)}</summary>"
+        f"<ul>{''.join(f'<li><code>{escape(name)}</code></li>' for name in names)}</ul></details>"
+        for reason, names in result["without_predictions"].items()
+    )
+    return web.section(
         "How the numbers were made",
         "<ul><li>A row holds the runs whose configurations differ only in the seed. A seed decides initial weights, "
         "order of the images, dropout and augmentation; the training and test images are the same for all.</li>"
@@ -351,9 +314,30 @@ def _method(result: Mapping[str, Any]) -> str:
         "between test sets. One seed has no interval.</li>"
         "<li>The sign-flip test compares the mean difference with those of all 2<sup>n</sup> assignments of signs. "
         f"Fewer than {ENOUGH} pairs cannot reach p &lt; 0.05, so that no claim is made from them.</li>"
+        f"{_of_predictions(result['rows'])}"
         f"<li>Trained with {escape('; '.join(origins))}.</li>"
         "<li>results.json, next to this page, has every number and configuration; results.csv has one line per row."
         f"</li></ul>{left}<p class='grey'>Written on {datetime.date.today():%d %B %Y}.</p>",
+    )
+
+
+def _of_predictions(rows: Sequence[Row]) -> str:
+    known = [row["predictions"] for row in rows if row["predictions"]]
+    if not known:
+        return (
+            "<li>Calibration, confusion matrices and comparisons by test image need the predictions of the runs, which "
+            "are not there: they are computed from the last checkpoint of a run.</li>"
+        )
+    off = max(each["accuracy_off"] for each in known)
+    agreement = (
+        "give exactly the recorded test accuracies"
+        if not off
+        else f"differ from the recorded test accuracies by at most {points(off) or '0.0'} points (another processor "
+        "rounds differently)"
+    )
+    return (
+        "<li>Calibration, confusion matrices, ensembles and comparisons by test image come from the predictions of the "
+        f"last checkpoints, as the test accuracies do. The predictions {agreement}.</li>"
     )
 
 
@@ -363,33 +347,16 @@ def _origin(provenance: Mapping[str, Any]) -> str:
     return f"cnn_jax {source}, jax {provenance['jax'] or '(version not recorded)'}"
 
 
-def _section(title: str, body: str) -> str:
-    return f"<section><h2>{escape(title)}</h2>{body}</section>"
-
-
 def _figure(draw: Callable[..., Figure], rows: Sequence[Row], name: str, caption: str) -> str:
     """Returns a figure in two widths, of which CSS shows one."""
     title = caption.split(".")[0]
     wide, narrow = (
-        ladder_figures.inline_svg(draw(rows, narrow=narrow), f"{name}{number}", escape(title))
-        for number, narrow in enumerate((False, True))
+        web.svg(draw(rows, narrow=narrow), f"{name}{number}", title) for number, narrow in enumerate((False, True))
     )
     return (
         f"<figure><div class='desk'>{wide}</div><div class='phone'>{narrow}</div>"
         f"<figcaption>{escape(caption)}</figcaption></figure>"
     )
-
-
-def _table(head: Sequence[str], lines: Sequence[Sequence[Any]]) -> str:
-    kind = " class='remarks'" if head[-1] == "remarks" else ""
-    header = "".join(f"<th>{escape(name)}</th>" for name in head)
-    body = "".join(
-        "<tr>"
-        + "".join(f"<td data-label='{escape(name)}'>{escape(str(cell))}</td>" for name, cell in zip(head, line))
-        + "</tr>"
-        for line in lines
-    )
-    return f"<div class='scroll'><table{kind}><thead><tr>{header}</tr></thead><tbody>{body}</tbody></table></div>"
 
 
 def _estimate(mean: float | None, interval: Sequence[float] | None, signed: bool = False) -> str:

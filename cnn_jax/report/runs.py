@@ -1,7 +1,8 @@
 """Report of several finished runs: one row per configuration, statistics over its seeds, paired differences.
 
-Runs that differ only in their seed, or in keys that change no numbers, form one row. All numbers come from the files of
-the workdirs: config.json, metrics.jsonl, times.json and provenance.json. Checkpoints are not needed.
+Runs that differ only in their seed, or in keys that change no numbers, form one row. The numbers come from the files of
+the workdirs: config.json, metrics.jsonl, times.json and provenance.json; and, for calibration and for comparisons by
+test image, from predictions.npz, which is computed from the last checkpoint where there is one.
 """
 
 import csv
@@ -13,13 +14,18 @@ import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
+
+import numpy as np
 
 from cnn_jax import config as config_lib
 from cnn_jax import models
 from cnn_jax.errors import UserError
+from cnn_jax.evaluation import predictions
 from cnn_jax.evaluation.statistics import ENOUGH, false_discovery, paired_difference, t_interval
-from cnn_jax.report import reference
+from cnn_jax.report import by_image, reference
+from cnn_jax.report.by_image import OfRow
 from cnn_jax.report.curves import of_split, per_epoch
 from cnn_jax.training.metrics import NAMES
 from cnn_jax.utils import files
@@ -32,6 +38,7 @@ LADDER += ("transfer_lite", "transfer_finetune", "speedrun", "quickstart")
 # Keys in which runs may differ from the stage whose name they have.
 SIZES = ("epochs", "finetune.epochs", "data.train_examples", "data.validation", "model.weights")
 SCORES = (*NAMES, "train_accuracy", "gap")  # per seed; the gap is training minus test accuracy
+CALIBRATION = ("calibration_error", "temperature", "calibrated_error", "calibrated_loss")  # per seed, of predictions
 ALPHA = 0.05
 _CLASSES = {"cifar10": 10, "digits": 10}
 
@@ -47,18 +54,25 @@ class Row:
       stage: the stage whose configuration this is, apart from `SIZES`; None if there is none.
       config: flat, without seeds and keys that change no numbers.
       records: the records of each seed.
-      workdirs: the folders of the runs.
+      sources: the folder of the run of each seed, and the position of the seed in that run.
+      predictions: of all seeds; None unless they were collected and every seed has them.
     """
 
     name: str
     stage: str | None
     config: dict[str, Any]
     records: dict[int, list[dict[str, Any]]] = dataclasses.field(default_factory=dict)
-    workdirs: list[Path] = dataclasses.field(default_factory=list)
+    sources: dict[int, tuple[Path, int]] = dataclasses.field(default_factory=dict)
+    predictions: OfRow | None = None
+
+    @property
+    def workdirs(self) -> list[Path]:
+        """The folders of the runs."""
+        return list(dict.fromkeys(workdir for workdir, _ in self.sources.values()))
 
     def scores(self) -> dict[int, Numbers]:
-        """Returns `SCORES` of each seed, ascending; a value that was not finite is None."""
-        found = {}
+        """Returns `SCORES` and `CALIBRATION` of each seed, ascending; a value is None if not finite or not known."""
+        found, of_predictions = {}, self.predictions.calibration() if self.predictions else {}
         for seed in sorted(self.records):
             test = scores_on_test(self.records[seed])
             assert test  # unfinished runs are left out
@@ -66,7 +80,16 @@ class Row:
             train = epochs[-1][1] if epochs and math.isfinite(epochs[-1][1]) else None
             gap = None if train is None or test["accuracy"] is None else train - test["accuracy"]
             found[seed] = {name: test[name] for name in NAMES} | {"train_accuracy": train, "gap": gap}
+            found[seed] |= {name: of_predictions.get(seed, {}).get(name) for name in CALIBRATION}
         return found
+
+    def hardest_images(self) -> np.ndarray | None:
+        """Returns the images of `OfRow.summary()["hardest"]`; None if the test images are not there."""
+        if not self.predictions:
+            return None
+        examples = predictions.images_of(self.workdirs[0], self.predictions.class_names, self.predictions.labels)
+        chosen = [each["index"] for each in self.predictions.hardest()]
+        return None if examples is None else examples.images(np.array(chosen, np.int64))
 
     def curve(self, split: str, measure: str) -> list[tuple[float, float, float, float]]:
         """Returns (epoch, mean, lowest, highest) over the seeds, at the epochs that all of them recorded."""
@@ -83,7 +106,11 @@ class Row:
 
 
 def write_report(
-    workdirs: Iterable[Path | str], folder: Path | str, note: str = "", order: str = "ladder"
+    workdirs: Iterable[Path | str],
+    folder: Path | str,
+    note: str = "",
+    order: str = "ladder",
+    predict: bool = True,
 ) -> dict[str, Any]:
     """Writes index.html, results.json, results.csv and the figures as SVG and PNG files.
 
@@ -92,6 +119,7 @@ def write_report(
       folder: created if missing.
       note: a sentence about the runs that their files do not tell, such as how the data were prepared.
       order: of the rows: "ladder", or "given" for that of `workdirs`.
+      predict: whether to compute the predictions on the test images that a workdir lacks, from its checkpoint.
 
     Returns:
       The content of results.json (see `summarise`).
@@ -103,9 +131,9 @@ def write_report(
 
     folder = Path(folder).expanduser()
     rows, left_out = collect([Path(workdir).expanduser() for workdir in workdirs], order)
-    result = summarise(rows, note, left_out)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)  # before anything is computed
+        result = summarise(rows, note, left_out, add_predictions(rows, predict))
         ladder_page.write(folder, result, rows)
         with files.replacing(folder / "results.json") as file:
             file.write(json.dumps(result, indent=1, allow_nan=False) + "\n")
@@ -146,7 +174,7 @@ def collect(workdirs: Sequence[Path], order: str = "ladder") -> tuple[list[Row],
         row = groups.setdefault(key, Row(stage or _name_of(workdir), stage, config))
         new = [index for index in range(held.get("seeds", 1)) if held["seed"] + index not in row.records]
         row.records |= {held["seed"] + index: [_of_seed(record, index) for record in records] for index in new}
-        row.workdirs += [workdir] if new else []
+        row.sources |= {held["seed"] + index: (workdir, index) for index in new}
     if not groups:
         raise UserError("None of these runs is finished: train them to the end (the same command resumes a run).")
     rows = list(groups.values())
@@ -156,6 +184,28 @@ def collect(workdirs: Sequence[Path], order: str = "ladder") -> tuple[list[Row],
         rows.sort(key=lambda row: (place.get(row.name, len(place)), *(row.config[size] or 10**9 for size in sizes)))
     _make_names_unique(rows)
     return rows, left_out
+
+
+def add_predictions(rows: Sequence[Row], compute: bool = True) -> dict[str, list[str]]:
+    """Adds their predictions to the rows of whose seeds all have them.
+
+    Args:
+      rows: of `collect`.
+      compute: whether to compute what a workdir lacks, from its checkpoint.
+
+    Returns:
+      Why runs have no predictions, with their workdirs.
+    """
+    found, missing = predictions.collect((workdir for row in rows for workdir in row.workdirs), compute)
+    reasons: dict[str, list[str]] = {}
+    for workdir, reason in missing.items():
+        reasons.setdefault(reason, []).append(str(workdir))
+    for row in rows:
+        if all(workdir in found for workdir in row.workdirs):
+            row.predictions = OfRow.join({seed: (found[path], index) for seed, (path, index) in row.sources.items()})
+            if row.predictions is None:
+                reasons.setdefault("the images are not those of the other seeds", []).extend(map(str, row.workdirs))
+    return reasons
 
 
 def comparable(config: Any) -> dict[str, Any]:
@@ -228,27 +278,34 @@ def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, tu
     return {key: (before.get(key), after.get(key)) for key in keys if before.get(key) != after.get(key)}
 
 
-def summarise(rows: Sequence[Row], note: str = "", left_out: Sequence[Path] = ()) -> dict[str, Any]:
-    """Returns the content of results.json: the note, and one entry per row.
+def summarise(
+    rows: Sequence[Row],
+    note: str = "",
+    left_out: Sequence[Path] = (),
+    without_predictions: Mapping[str, Sequence[str]] = MappingProxyType({}),
+) -> dict[str, Any]:
+    """Returns the content of results.json: the note, what was left out and why, and one entry per row.
 
     An entry has the `mean` and the 95 % t `interval` of every score (None for one seed), the scores of every seed as
     `runs`, and the paired `difference` of test accuracy to the previous row (None for the first, and where no seed is
     in both). A difference is `significant` if its adjusted p-value is below `ALPHA` and it has at least
-    `statistics.ENOUGH` pairs. Accuracies and their differences are fractions.
+    `statistics.ENOUGH` pairs; it also has the difference `by_image`. `predictions` is `OfRow.summary`. Both are None
+    without predictions. Accuracies and their differences are fractions.
     """
     entries, previous = [], None
     for row in rows:
         scores = row.scores()
-        columns = {name: [score[name] for score in scores.values()] for name in SCORES}
+        columns = {name: [score[name] for score in scores.values()] for name in (*SCORES, *CALIBRATION)}
         known = {name: values for name, values in columns.items() if None not in values}
         entry = {
             "name": row.name,
             "stage": row.stage,
             "seeds": list(scores),
             "n": len(scores),
-            "mean": {name: statistics.fmean(known[name]) if name in known else None for name in SCORES},
-            "interval": {name: _bounds(known.get(name, [])) for name in SCORES},
+            "mean": {name: statistics.fmean(known[name]) if name in known else None for name in columns},
+            "interval": {name: _bounds(known.get(name, [])) for name in columns},
             "difference": _difference(previous, row) if previous else None,
+            "predictions": _of_predictions(row),
             "parameters": parameters(row.config),
             **_cost(row),
             "reference": _reference(row),
@@ -268,7 +325,13 @@ def summarise(rows: Sequence[Row], note: str = "", left_out: Sequence[Path] = ()
             enough = len(each["seeds"]) >= ENOUGH
             each["adjusted_p_value"] = p_value
             each["significant"] = bool(enough and p_value is not None and p_value < ALPHA)
-    return {"note": note, "left_out": [str(path) for path in left_out], "rows": entries}
+    reasons = {reason: list(runs) for reason, runs in without_predictions.items()}
+    return {
+        "note": note,
+        "left_out": [str(path) for path in left_out],
+        "without_predictions": reasons,
+        "rows": entries,
+    }
 
 
 def flat(result: Mapping[str, Any]) -> list[Numbers]:
@@ -276,7 +339,7 @@ def flat(result: Mapping[str, Any]) -> list[Numbers]:
     lines = []
     for row in result["rows"]:
         line = {"name": row["name"], "stage": row["stage"], "n": row["n"]}
-        for name in SCORES:
+        for name in (*SCORES, *CALIBRATION):
             low, high = row["interval"][name] or (None, None)
             line |= {name: row["mean"][name], f"{name}_low": low, f"{name}_high": high}
         of = row["difference"] or {}
@@ -284,6 +347,15 @@ def flat(result: Mapping[str, Any]) -> list[Numbers]:
         line |= {"difference_to": of.get("to"), "difference": of.get("mean"), "difference_n": len(of.get("seeds", ()))}
         line |= {"difference_low": low, "difference_high": high}
         line |= {name: of.get(name) for name in ("p_value", "adjusted_p_value", "significant")}
+        low, high = (of.get("by_image") or {}).get("interval") or (None, None)
+        line |= {"difference_low_by_image": low, "difference_high_by_image": high}
+        seen = row["predictions"] or {}
+        line |= {"test_images": seen.get("images"), "wrong_in_all_seeds": seen.get("wrong_in_all")}
+        ensemble = seen.get("ensemble") or {}
+        low, high = ensemble.get("gain_interval") or (None, None)
+        line |= {f"ensemble_{name}": ensemble.get(name) for name in ("accuracy", "gain")}
+        line |= {"ensemble_gain_low": low, "ensemble_gain_high": high}
+        line |= {f"ensemble_{name}": ensemble.get(name) for name in CALIBRATION}
         line |= {name: row[name] for name in ("parameters", "seconds_per_epoch", "images_per_second")}
         line["reference_accuracy"] = (row["reference"] or {}).get("accuracy")
         line["seeds"] = " ".join(map(str, row["seeds"]))
@@ -298,9 +370,17 @@ def _bounds(values: Sequence[float]) -> list[float] | None:
 
 
 def _difference(before: Row, after: Row) -> dict[str, Any] | None:
-    first, second = ({seed: each["accuracy"] for seed, each in row.scores().items()} for row in (before, after))
+    first, second = (
+        {seed: scores["accuracy"] for seed, records in row.records.items() if (scores := scores_on_test(records))}
+        for row in (before, after)
+    )
     found = paired_difference(first, second)
-    return found and {"to": before.name, **found._asdict(), "interval": found.interval and list(found.interval)}
+    return found and {
+        "to": before.name,
+        **found._asdict(),
+        "interval": found.interval and list(found.interval),
+        "by_image": by_image.difference(before.predictions, after.predictions),
+    }
 
 
 @functools.lru_cache
@@ -324,6 +404,16 @@ def parameters(config: Mapping[str, Any]) -> int | None:
         return None
     model = {key.removeprefix("model."): value for key, value in config.items() if key.startswith("model.")}
     return _count_parameters(json.dumps(model), classes, side, config["dtype"])
+
+
+def _of_predictions(row: Row) -> dict[str, Any] | None:
+    """Returns the summary of the predictions of a row, with how far their accuracies are off the recorded ones."""
+    if not row.predictions:
+        return None
+    accuracies, scores = row.predictions.accuracies(), row.scores()
+    # Recorded accuracies are in single precision.
+    off = max(abs(accuracies[seed] - (scores[seed]["accuracy"] or 0)) for seed in accuracies)
+    return row.predictions.summary() | {"accuracy_off": off if off > 1e-6 else 0.0}
 
 
 def _cost(row: Row) -> Numbers:

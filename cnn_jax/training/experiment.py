@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import flax.traverse_util
 import jax
 from jaxtyping import PyTree
 from ml_collections import ConfigDict
@@ -13,12 +14,14 @@ from ml_collections import ConfigDict
 from cnn_jax import models, rng
 from cnn_jax.data.order import Order
 from cnn_jax.data.pipeline import Resident, Splits
-from cnn_jax.data.splits import Dataset
+from cnn_jax.data.splits import Dataset, balanced_weights
 from cnn_jax.errors import UserError
 from cnn_jax.models.protocols import TransferNetwork
 from cnn_jax.parallel.placement import Placement
+from cnn_jax.training import early_stopping
 from cnn_jax.training.feature_cache import FeatureCache
 from cnn_jax.training.init import RANDOM, Initializer
+from cnn_jax.training.init_from import SourceRun
 from cnn_jax.training.inputs import ImageInputs
 from cnn_jax.training.metrics import Fetch
 from cnn_jax.training.phases import Phase, make_phases
@@ -26,6 +29,7 @@ from cnn_jax.training.plan import Plan
 from cnn_jax.training.state import TrainState
 from cnn_jax.transforms.preprocess import Preprocessing
 from cnn_jax.workdir.checkpoint import FINGERPRINT, Checkpoints
+from cnn_jax.workdir.layout import FEATURES_FOLDER
 
 
 class Experiment:
@@ -43,6 +47,7 @@ class Experiment:
       keys: the root key, with a leading axis where there are several seeds.
       fetch: from metrics on the device to numbers.
       metadata: what inference must know of the run; JSON.
+      origin: what `init` started from, if another run (see `cnn_jax.training.init_from.SourceRun.record`).
     """
 
     def __init__(
@@ -63,6 +68,7 @@ class Experiment:
                 f"config.batch_size is {config.batch_size}, which {self.place.data} devices cannot share evenly: set "
                 f"it to a multiple of {self.place.data}."
             )
+        early_stopping.check(config, len(dataset.validation))
         self.splits = Splits(dataset, self.place)
         self.model = models.build(config.model, len(dataset.class_names), config.dtype)
         self.preprocess = Preprocessing.from_config(config.data, **models.normalisation(config.model))
@@ -88,12 +94,16 @@ class Experiment:
             self.plan,
             self.place,
             reuse_features=features is not None,
+            class_weights=balanced_weights(dataset.train.labels, dataset.class_names)
+            if config.data.class_weights == "balanced"
+            else None,
         )
         if config.seeds > 1 and self.phases[0].on_features and self._initializer.weights == RANDOM:
             raise UserError(
                 "Every seed has a random backbone of its own, so that there are no features to share: set "
                 "--config.features.cache=False, or --config.seeds=1."
             )
+        self.origin: dict[str, Any] | None = None
         self.keys = self.place.stack([rng.root(seed) for seed in self.seeds])
         self.fetch = Fetch(self.place)
         self.metadata = {
@@ -118,13 +128,18 @@ class Experiment:
         return (phase for phase in self.phases if step < phase.stop)
 
     def init(self) -> TrainState:
-        """Returns the state at step 0: from pretrained weights where the configuration names them, else random.
+        """Returns the state at step 0: from another run or pretrained weights, as the configuration says, else random.
 
         Raises:
-          UserError: the weights of a backbone cannot be had.
+          UserError: the other run or the weights of a backbone cannot be had.
         """
         begin = jax.jit(self.phases[0].step.init)
         variables = self._initializer(self.seeds, self.splits.host("train")["image"])
+        if self.config.init_from:
+            source = SourceRun.read(self.config.init_from)
+            fresh = source.fresh(variables[0], self._variables_of_classes(source))
+            variables = [source.put_into(each, fresh) for each in variables]
+            self.origin = source.record(fresh, self.metadata)
         return jax.block_until_ready(self.place.stack([begin(each) for each in variables]))
 
     def target(self, step: int) -> TrainState:
@@ -193,6 +208,16 @@ class Experiment:
         arrays = self.arrays(phase, variables, split)
         return self.fetch(phase.evaluate(variables, arrays)) if len(arrays["label"]) else {}
 
+    def _variables_of_classes(self, source: SourceRun) -> set[tuple[str, ...]]:
+        """Returns the paths of the variables that belong to classes, if the classes of `source` are not these."""
+        if source.metadata["class_names"] == self.metadata["class_names"]:
+            return set()
+        larger = models.build(self.config.model, self.model.num_classes + 1, self.config.dtype)
+        initializers = self._initializer, dataclasses.replace(self._initializer, model=larger)
+        ours, others = (jax.eval_shape(each.random, rng.root(0)) for each in initializers)
+        differ = jax.tree.map(lambda a, b: a.shape != b.shape, ours, others)
+        return {path for path, differs in flax.traverse_util.flatten_dict(differ).items() if differs}
+
     def _feature_cache(self, variables: PyTree, stop: Callable[[], bool]) -> Callable[..., Any]:
         folder, model = self._features, self.model
         assert folder and isinstance(model, TransferNetwork)
@@ -202,3 +227,10 @@ class Experiment:
             return cache.get(images, split, stop)
 
         return compute
+
+
+def features_folder(config: ConfigDict, workdir: Path) -> Path | None:
+    """Returns where features of a frozen backbone are cached, or None."""
+    if not config.features.cache:
+        return None
+    return Path(config.features.dir).expanduser() if config.features.dir else workdir / FEATURES_FOLDER

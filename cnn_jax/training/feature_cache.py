@@ -54,7 +54,7 @@ class FeatureCache:
         name = model.backbone_name
         backbone = {kind: tree.get(name, {}) for kind, tree in variables.items()}
         network = [type(model).__name__, model.network.__name__, str(np.dtype(model.dtype)), repr(preprocess)]
-        self.folder = directory / _fingerprint([*network, str(batch_size)], backbone)
+        self.folder = directory / fingerprint([*network, str(batch_size)], backbone)
         self._batch_size, self._num_features = batch_size, model.network.num_features
         self._variables = {kind: {name: tree} for kind, tree in backbone.items()}
         self._features = jax.jit(lambda v, images: model.apply(v, preprocess(images), method="features"))
@@ -73,7 +73,7 @@ class FeatureCache:
           Stopped: `stop` said so.
           UserError: the disk is full, or the folder cannot be written.
         """
-        folder = self.folder / f"{name}-{_fingerprint([], {name: images})}"
+        folder = self.folder / f"{name}-{fingerprint([], {name: images})}"
         starts = range(0, len(images), IMAGES_IN_A_FILE)
         stored = {start: _read(folder / f"{start:07}.npz") for start in starts}
         missing = any(features is None for features in stored.values())
@@ -122,7 +122,8 @@ def _write(path: Path, features: np.ndarray) -> None:
         ) from None
 
 
-def _fingerprint(words: Iterable[str], tree: Mapping[str, Any]) -> str:
+def fingerprint(words: Iterable[str], tree: Mapping[str, Any]) -> str:
+    """Returns a hash of words and of the paths, shapes, types and values of arrays."""
     digest = hashlib.blake2b(json.dumps(list(words)).encode(), digest_size=10)
     for name, leaf in sorted(flax.traverse_util.flatten_dict(tree, sep="/").items()):
         digest.update(f"{name} {leaf.shape} {leaf.dtype} ".encode())

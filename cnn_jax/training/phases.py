@@ -67,6 +67,7 @@ def make_phases(
     place: Placement,
     *,
     reuse_features: bool,
+    class_weights: tuple[float, ...] | None = None,
     pipeline: type[Pipeline] = Resident,
 ) -> list[Phase]:
     """Returns the phases of a run: training and, where the configuration asks for it, fine-tuning.
@@ -79,6 +80,7 @@ def make_phases(
       plan: of the run.
       place: how seeds and batches are laid out.
       reuse_features: whether features of a frozen backbone may be computed once instead of in every epoch.
+      class_weights: factors of the training loss; None for 1 everywhere.
       pipeline: how a row becomes a batch.
     """
     phases: list[Phase] = []
@@ -100,6 +102,8 @@ def make_phases(
             own.label_smoothing,
             own.diagnostics,
             average if average.enabled else None,
+            class_weights,
+            skip_not_finite=own.on_nan == "skip",
         )
         phases.append(
             Phase(
@@ -108,7 +112,7 @@ def make_phases(
                 step,
                 learning_rate,
                 on_features,
-                train=Chunk(_on_rows(step, pipeline.batch), place),
+                train=Chunk(on_rows(step, pipeline.batch), place),
                 evaluate=Evaluator(EvalStep(model, step.inputs), own.eval_batch_size, place),
                 place=place,
             )
@@ -116,7 +120,9 @@ def make_phases(
     return phases
 
 
-def _on_rows(step: TrainStep, batch: Callable[[Any, Any], Batch]) -> Step:
+def on_rows(step: TrainStep, batch: Callable[[Any, Any], Batch]) -> Step:
+    """Returns a train step that takes a row of a pipeline in place of a batch."""
+
     def on_row(state, row, shared, key):
         return step(state, batch(row, shared), key)
 

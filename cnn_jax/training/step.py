@@ -25,6 +25,8 @@ from cnn_jax.training.inputs import Batch, Inputs
 from cnn_jax.training.metrics import Classification, TrainMetrics
 from cnn_jax.training.state import TrainState
 
+SKIPPED = "skipped"  # the metric of `TrainStep.skip_not_finite`
+
 
 def soft_targets(labels: Int[Array, " batch"], classes: int, smoothing: float = 0.0) -> Float[Array, "batch classes"]:
     """Returns the probabilities to learn.
@@ -53,6 +55,10 @@ class TrainStep:
       label_smoothing: see `soft_targets`.
       diagnostics: whether the gradient norm and the share of dead ReLUs of each layer are reported.
       average: how `state.average` is updated; None without averaging.
+      class_weights: a factor of the loss for each class; None for 1 everywhere. A mixed target has the mixed loss.
+      skip_not_finite: whether an update is dropped whose loss or gradient is not finite. The state then stays as it
+        was, except that counts of steps go on; the batch enters no metric, and the share of such steps is reported as
+        `SKIPPED`.
       axis_name: the mapped axis over which the batch is spread, under `jax.pmap`.
     """
 
@@ -63,6 +69,8 @@ class TrainStep:
     label_smoothing: float = 0.0
     diagnostics: bool = False
     average: Average | None = None
+    class_weights: tuple[float, ...] | None = None
+    skip_not_finite: bool = False
     axis_name: str | None = None
 
     def init(self, variables: Mapping[str, PyTree]) -> TrainState:
@@ -81,45 +89,20 @@ class TrainStep:
 
     def __call__(self, state: TrainState, batch: Batch, key: PRNGKeyArray) -> tuple[TrainState, clu_metrics.Collection]:
         """Returns the state after one step, and the metrics of its batch before the update."""
-        dropout_key, offset, count = rng.stream(key, "dropout", state.step), 0, batch["mask"].sum()
-        if self.axis_name is not None:
-            device = jax.lax.axis_index(self.axis_name)
-            offset = device * batch["mask"].shape[0]
-            dropout_key = jax.random.fold_in(dropout_key, device)
-            count = jax.lax.psum(count, self.axis_name)
-        targets = soft_targets(batch["label"], self.model.num_classes, self.label_smoothing)
-        inputs, targets = self.inputs.train(batch, targets, key, state.step, offset)
-
-        def loss_fn(trained):
-            variables = {"params": self._merge(trained, state.params), "batch_stats": state.batch_stats}
-            with self._frozen_statistics(), layers.batch_axis(self.axis_name):
-                logits, updated = self.model.apply(
-                    variables,
-                    inputs,
-                    train=True,
-                    method=self.inputs.method,
-                    mutable=["batch_stats", "intermediates"] if self.diagnostics else ["batch_stats"],
-                    rngs={"dropout": dropout_key},
-                )
-            losses = optax.softmax_cross_entropy(logits, targets)
-            # Divided by the examples of all devices: the gradients of the parts then add up to that of the whole.
-            return jnp.where(batch["mask"], losses, 0).sum() / count.astype(losses.dtype), (logits, losses, updated)
-
         trained = self._trained(state.params)
-        grads, (logits, losses, updated) = jax.grad(loss_fn, has_aux=True)(trained)
-        if self.axis_name is not None:
-            grads = jax.lax.psum(grads, self.axis_name)
+        grads, (logits, losses, updated) = self.gradients(state, batch, key)
         with jax.numpy_dtype_promotion("standard"):  # optax divides by numbers of steps, which are integers
             updates, opt_state = self.optimizer.update(grads, state.opt_state, trained)
+        diagnostics, mask = _diagnose(grads, updated) if self.diagnostics else {}, batch["mask"]
+        if self.skip_not_finite:
+            finite = self._finite(losses, mask, grads)
+            diagnostics, mask = diagnostics | {SKIPPED: 1 - finite.astype(jnp.float32)}, mask & finite
         metrics = TrainMetrics.single_from_model_output(
-            logits=logits,
-            labels=batch["label"],
-            loss=losses,
-            mask=batch["mask"],
-            diagnostics=_diagnose(grads, updated) if self.diagnostics else {},
+            logits=logits, labels=batch["label"], loss=losses, mask=mask, diagnostics=diagnostics
         )
         if self.axis_name is not None:
             metrics = jax.lax.psum(metrics, self.axis_name)
+        before = state
         state = state.replace(
             step=state.step + 1,
             params=self._merge(optax.apply_updates(trained, updates), state.params),
@@ -129,7 +112,61 @@ class TrainStep:
         if self.average:
             mean, current = self.average.update(state.average, state.current, state.step)
             state = state.replace(average=mean, **current)
+        if self.skip_not_finite:
+            # Counts of steps, which are integers, go on: the learning rate is a function of the step.
+            state = jax.tree.map(
+                lambda new, old: jnp.where(finite, new, old) if jnp.issubdtype(new.dtype, jnp.inexact) else new,
+                state,
+                before,
+            )
         return state, metrics
+
+    def gradients(
+        self, state: TrainState, batch: Batch, key: PRNGKeyArray, **capture: Any
+    ) -> tuple[PyTree, tuple[jax.Array, jax.Array, Mapping[str, Any]]]:
+        """Returns the gradients of a step, and (logits, losses, updated collections) of its forward pass.
+
+        Args:
+          state: before the step.
+          batch: of the step.
+          key: the run's root key.
+          **capture: further arguments of `flax.linen.Module.apply`, which make the network sow its values.
+        """
+        dropout_key, offset, count = rng.stream(key, "dropout", state.step), 0, batch["mask"].sum()
+        if self.axis_name is not None:
+            device = jax.lax.axis_index(self.axis_name)
+            offset = device * batch["mask"].shape[0]
+            dropout_key = jax.random.fold_in(dropout_key, device)
+            count = jax.lax.psum(count, self.axis_name)
+        targets = soft_targets(batch["label"], self.model.num_classes, self.label_smoothing)
+        inputs, targets = self.inputs.train(batch, targets, key, state.step, offset)
+        if self.class_weights is not None:
+            targets = targets * jnp.asarray(self.class_weights, targets.dtype)[None]
+
+        def loss_fn(trained):
+            variables = {"params": self._merge(trained, state.params), "batch_stats": state.batch_stats}
+            with self._frozen_statistics(), layers.batch_axis(self.axis_name):
+                logits, updated = self.model.apply(
+                    variables,
+                    inputs,
+                    train=True,
+                    method=self.inputs.method,
+                    mutable=["batch_stats", "intermediates"] if self.diagnostics or capture else ["batch_stats"],
+                    rngs={"dropout": dropout_key},
+                    **capture,
+                )
+            losses = optax.softmax_cross_entropy(logits, targets)
+            # Divided by the examples of all devices: the gradients of the parts then add up to that of the whole.
+            return jnp.where(batch["mask"], losses, 0).sum() / count.astype(losses.dtype), (logits, losses, updated)
+
+        grads, aux = jax.grad(loss_fn, has_aux=True)(self._trained(state.params))
+        return grads if self.axis_name is None else jax.lax.psum(grads, self.axis_name), aux
+
+    def _finite(self, losses: jax.Array, mask: jax.Array, grads: PyTree) -> jax.Array:
+        """Returns whether the losses of the real examples and the gradients are finite, on all devices."""
+        all_finite = [jnp.isfinite(jnp.where(mask, losses, 0)), *map(jnp.isfinite, jax.tree.leaves(grads))]
+        finite = jnp.stack([each.all() for each in all_finite]).all()
+        return finite if self.axis_name is None else jax.lax.pmin(finite.astype(jnp.int32), self.axis_name) > 0
 
     def _trained(self, params: PyTree) -> PyTree:
         return self.partition.trained(params) if self.partition else params

@@ -2,9 +2,12 @@
 
 import contextlib
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
+
+WAITS = 20 if os.name == "nt" else 0  # of 50 ms: Windows replaces no file that another process has open
 
 
 @contextlib.contextmanager
@@ -26,8 +29,18 @@ def replacing(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
     try:
         with partial.open(mode, encoding=None if "b" in mode else "utf-8") as file:
             yield file
-        partial.replace(path)
+        _replace(partial, path)
     except BaseException:
         with contextlib.suppress(OSError):
             partial.unlink()
         raise
+
+
+def _replace(partial: Path, path: Path) -> None:
+    for _ in range(WAITS):
+        try:
+            partial.replace(path)
+            return
+        except PermissionError:
+            time.sleep(0.05)
+    partial.replace(path)

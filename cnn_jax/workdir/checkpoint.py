@@ -145,11 +145,14 @@ class Checkpoints:
         """
         failed = {step.number: step.damage for step in self._steps.values() if step.damage}
         for step in _in_order_of_trust(self._steps.values()):
+            metadata = None
             try:
                 metadata = _read_metadata(self.directory / str(step.number))
                 difference = self._difference(metadata)
                 restored = None if difference else self._restore(step.number, target(step.number))
             except Exception as error:  # what damage raises depends on the byte it hit
+                if metadata is not None:
+                    self._check_data(metadata)  # of other classes, the network has other shapes
                 difference, restored = _reason(error), None
             if restored is None:
                 failed[step.number] = difference

@@ -1,15 +1,11 @@
 """Progress of training: a bar on a terminal, plain lines elsewhere."""
 
-import contextlib
-import os
-import sys
 import time
-from collections.abc import Iterator, Mapping
-from typing import IO, Any, cast
+from collections.abc import Mapping
 
 from rich import progress as rich_progress
-from rich.console import Console
 
+from cnn_jax.utils.progress import error_console
 from cnn_jax.utils.text import duration
 
 SECONDS_BETWEEN_LINES = 30.0
@@ -28,7 +24,7 @@ class Progress:
           first_step: the step from which the run starts or resumes.
         """
         self._total_steps, self._epochs, self._images_per_step = total_steps, epochs, images_per_step
-        self._console = Console(file=cast(IO[str], _StandardError()))
+        self._console = error_console()
         self._timed_from: tuple[int, float] | None = None  # set after the first chunk, which compiles
         self._last_line = time.monotonic()
         self._bar = rich_progress.Progress(
@@ -88,25 +84,3 @@ class Progress:
 
 def _numbers(values: Mapping[str, float]) -> str:
     return f"loss {values['loss']:.3f} accuracy {values['accuracy']:.3f}"
-
-
-class _StandardError:
-    """Standard error, until its reader is gone: what is written afterwards is lost, and the run goes on."""
-
-    def write(self, text: str) -> None:
-        with self._losing_output():
-            sys.stderr.write(text)
-
-    def flush(self) -> None:
-        with self._losing_output():
-            sys.stderr.flush()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(sys.stderr, name)
-
-    @contextlib.contextmanager
-    def _losing_output(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError:  # a closed pipe or terminal, or a full disk
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())

@@ -71,12 +71,20 @@ def describe(differing: dict[str, tuple[Any, Any]]) -> str:
     )
 
 
-def record(workdir: Path, step: int, provenance: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+def record(
+    workdir: Path, step: int, provenance: dict[str, Any], origin: dict[str, Any] | None = None
+) -> dict[str, tuple[Any, Any]]:
     """Records the provenance of the steps of a run from `step` on.
 
     The file is a list of segments, `{"from_step": step, "provenance": {...}}`, in order. A segment is added only if the
-    provenance differs from the previous one. Segments that begin at `step` or later are dropped, because their steps
-    are computed again.
+    provenance differs from the previous one, or if there is an `origin`. Segments that begin at `step` or later are
+    dropped, because their steps are computed again.
+
+    Args:
+      workdir: of the run.
+      step: the first of the steps.
+      provenance: of the steps (see `collect`).
+      origin: JSON: what the steps continue, such as the run that this one was started from, or a shorter run.
 
     Returns:
       The `differences` from the provenance of the previous step.
@@ -84,10 +92,13 @@ def record(workdir: Path, step: int, provenance: dict[str, Any]) -> dict[str, tu
     Raises:
       UserError: the file is damaged.
     """
-    segments = [segment for segment in read(workdir) if segment["from_step"] < step]
+    held = read(workdir)
+    segments = [segment for segment in held if segment["from_step"] < step]
     before = segments[-1]["provenance"] if segments else None
-    if before != provenance:
-        segments.append({"from_step": step, "provenance": provenance})
+    # A process that was stopped before its first checkpoint may have noted it.
+    origin = origin or next((s["origin"] for s in held if s["from_step"] == step and "origin" in s), None)
+    if before != provenance or origin:
+        segments.append({"from_step": step, "provenance": provenance} | ({"origin": origin} if origin else {}))
     with files.replacing(workdir / PROVENANCE_FILE) as file:
         file.write(json.dumps(segments, indent=1) + "\n")
     return differences(before, provenance) if before else {}
@@ -102,7 +113,11 @@ def read(workdir: Path) -> list[dict[str, Any]]:
     path = workdir / PROVENANCE_FILE
     try:
         segments = json.loads(path.read_text()) if path.exists() else []
-        return [{"from_step": int(each["from_step"]), "provenance": dict(each["provenance"])} for each in segments]
+        return [
+            {"from_step": int(each["from_step"]), "provenance": dict(each["provenance"])}
+            | ({"origin": dict(each["origin"])} if "origin" in each else {})
+            for each in segments
+        ]
     except (ValueError, TypeError, KeyError):
         raise UserError(f"{path} is damaged: restore it, or delete it to resume without its records.") from None
 

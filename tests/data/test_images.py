@@ -175,3 +175,24 @@ def test_fit():
     assert (padded[:3] == 0).all() and (padded[7:] == 0).all() and (padded[3:7] == wide).all()
     stretched = np.asarray(images.fit(image, 4, 4, "stretch"))
     assert stretched[0, 0, 0] < 40 and stretched[0, 1, 0] > 100
+
+
+def test_heic_without_the_extra(monkeypatch):
+    monkeypatch.setattr(images, "HAS_HEIC", False)
+    with pytest.raises(UserError, match=r"the image: HEIC, which needs pip install 'cnn_jax\[heic\]'"):
+        images.decode(b"\0\0\0\x18ftypheic" + bytes(40))
+
+
+def test_heic(rgb):
+    heif = pytest.importorskip("pillow_heif")
+    smooth = Image.fromarray(rgb).resize((64, 48), Image.Resampling.BICUBIC)
+    buffer = io.BytesIO()
+    heif.from_pillow(smooth).save(buffer, quality=95)
+    difference = np.abs(read(buffer.getvalue()).astype(int) - np.asarray(smooth))
+    assert difference.mean() < 8
+
+
+def test_the_size_of_a_file_is_read_from_its_header(tmp_path, rgb):
+    encoded = encode(Image.fromarray(rgb))
+    (tmp_path / "a.png").write_bytes(encoded[: len(encoded) // 2])
+    assert images.size(tmp_path / "a.png") == (9, 6)

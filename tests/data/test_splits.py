@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 from conftest import stage
+from sklearn.utils.class_weight import compute_class_weight
 
-from cnn_jax.data.splits import ArraySource, make_splits, stratified
+from cnn_jax.data.splits import ArraySource, balanced_weights, make_splits, stratified
 from cnn_jax.errors import UserError
 
 
@@ -90,3 +91,18 @@ def test_the_draw_never_changes():
     """Recorded numbers are only comparable for the same draw."""
     chosen, _ = stratified(np.repeat([0, 1], 10).astype(np.int32), np.arange(20), 6, (0, 1))
     assert chosen.tolist() == [0, 4, 9, 13, 17, 18]
+
+
+def test_balanced_weights_are_those_of_scikit_learn():
+    labels = np.random.RandomState(0).choice(4, 100, p=[0.6, 0.2, 0.15, 0.05]).astype(np.int32)
+    expected = compute_class_weight("balanced", classes=np.arange(4), y=labels)
+    np.testing.assert_allclose(balanced_weights(labels, "abcd"), expected, rtol=1e-12)
+    with pytest.raises(UserError, match="no training images of e: add some"):
+        balanced_weights(labels, "abcde")
+
+
+def test_a_label_that_is_no_class_is_refused():
+    labels = np.array([0, 1, 2, 1, 0, 1], np.int32)
+    source = ArraySource(("a", "b"), labels, np.zeros((6, 2, 2, 3), np.uint8))
+    with pytest.raises(UserError, match=r"1 label of mine is not from 0 to 1, the first 2 of example 2\."):
+        make_splits("mine", source, None, config())

@@ -98,3 +98,18 @@ def test_false_discovery_is_benjamini_hochberg():
     assert [p for p in found if p is not None] == pytest.approx([p for p in expected if p is not None])
     assert statistics.false_discovery([]) == []
     assert statistics.false_discovery([None]) == [None]
+
+
+@pytest.mark.parametrize("n", [200, 5000])
+def test_the_bootstrap_interval_is_that_of_scipy(n):
+    values = np.random.RandomState(1).choice([-1.0, -0.5, 0.0, 0.5, 1.0], n, p=[0.05, 0.05, 0.7, 0.1, 0.1])
+    found = statistics.bootstrap_interval(values)
+    expected = stats.bootstrap((values,), np.mean, method="percentile", n_resamples=5000, rng=np.random.default_rng(2))
+    assert found == pytest.approx(tuple(expected.confidence_interval), abs=0.15 * values.std() / n**0.5)
+    normal = values.mean() + np.array([-1.96, 1.96]) * values.std() / n**0.5
+    assert found == pytest.approx(tuple(normal), abs=0.15 * values.std() / n**0.5)
+    assert statistics.bootstrap_interval(values) == found
+
+
+def test_the_bootstrap_interval_of_equal_values():
+    assert statistics.bootstrap_interval([0.25] * 30) == (0.25, 0.25)

@@ -90,13 +90,30 @@ def test_seeds_differ(trained, tmp_path, small_config):
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_is_not_saved(tmp_path, small_config):
     small_config.optimizer.learning_rate = 1e30
-    with pytest.raises(UserError, match=r"The loss is nan between steps 0 and 5.*on_nan=continue"):
+    reason = r"The loss is nan between steps 0 and 5.*: first in step 2, the value of conv1_1_bn\. .*on_nan=continue"
+    with pytest.raises(UserError, match=reason):
         train(small_config, str(tmp_path))
     assert not [path for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()]
     small_config.on_nan = "continue"
     assert train(small_config, str(tmp_path / "seen_through")) == 0
     assert records(tmp_path / "seen_through")[-1]["loss"] is None
     assert train(small_config, str(tmp_path / "seen_through")) == 0
+
+
+def test_updates_that_are_not_finite_are_skipped_and_counted(tmp_path, small_config, capsys):
+    """The first update is finite, and so large that no later one is."""
+    small_config.optimizer.learning_rate, small_config.epochs = 1e30, 1
+    with pytest.raises(UserError, match="first in step 2"):
+        train(small_config, str(tmp_path))
+    small_config.on_nan = "skip"  # the same run goes on
+    assert train(small_config, str(tmp_path)) == 0
+    found = [record for record in records(tmp_path) if record["split"] == "train"]
+    assert [record["skipped"] for record in found] == [4, 5, 3]
+    small_config.steps_per_call = 1
+    experiment = Experiment(small_config, data.load(small_config.data))
+    first = experiment.train_chunk(experiment.init(), 0)[2]
+    assert (found[0]["loss"], first["skipped"]) == (first["loss"], 0)  # of the first step alone
+    assert "Steps 0 to 5: 4 updates skipped" in capsys.readouterr().err
 
 
 def test_without_validation_and_with_diagnostics(tmp_path, small_config):
@@ -138,13 +155,25 @@ def test_the_same_photograph_in_two_splits_is_reported_by_name(tmp_path, small_c
 
 
 def test_other_images_are_noticed_when_a_run_goes_on(tmp_path, small_config, photographs):
-    paths = [f"{label}/{i}.png" for label in ("cat", "dog") for i in range(20)]
+    paths = [f"{label}/{i}.png" for label in ("cat", "dog", "owl") for i in range(12)]
     root = photographs(*paths)
     small_config.data.update({"name": "folder", "dir": str(root), "train_examples": 0, "validation": 8})
     assert train(small_config, str(tmp_path / "run")) == 0
     (root / "cat" / "3.png").write_bytes((root / "dog" / "3.png").read_bytes())
     with pytest.raises(UserError, match=r"not those that the run in .* began with"):
         train(small_config, str(tmp_path / "run"))
+    (root / "owl").rename(tmp_path / "gone")  # a class less: the network has another head
+    with pytest.raises(UserError, match=r"not those that the run in .* began with"):
+        train(small_config, str(tmp_path / "run"))
+    assert not (tmp_path / "run" / "checkpoints.damaged").exists()
+
+
+def test_a_validation_loss_that_batchnorm_makes_worse_than_guessing_is_explained(tmp_path, small_config, capsys):
+    small_config.model.update({"bn_momentum": 0.9999, "dropout": ()})
+    small_config.augment.shift, small_config.optimizer.learning_rate = 0.0, 0.05
+    assert train(small_config, str(tmp_path)) == 0
+    said = "running statistics still hold 100% of their initial values; they settle by step 46,050."
+    assert capsys.readouterr().err.count(said) == 1
 
 
 def test_a_chunk_as_one_scan_equals_a_loop(small_config):

@@ -1,5 +1,6 @@
 """The train step, on one device and on several, and the numbers of every stage."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -84,6 +85,49 @@ def test_a_step_learns_and_counts():
     assert int(state.step) == 30
     assert float(summarise(metrics)["loss"]) < 0.1 * first
     assert float(summarise(metrics)["accuracy"]) == 1.0
+
+
+def test_class_weights_multiply_the_loss_of_each_example():
+    state, train_step = make(narrow("batchnorm"))
+    batch, weights = make_batch(), np.random.RandomState(0).uniform(0.2, 3, 10)
+    weighted = dataclasses.replace(train_step, class_weights=tuple(weights.tolist()))
+    grads, (logits, losses, _) = jax.jit(weighted.gradients)(state, batch, rng.root(0))
+    labels = np.asarray(batch["label"])
+    log_probs = np.asarray(jax.nn.log_softmax(logits), np.float64)
+    np.testing.assert_allclose(losses, -log_probs[np.arange(len(labels)), labels] * weights[labels], rtol=1e-5)
+    # The gradient of the head's bias is the mean of weight * (probability - target), as for unweighted examples.
+    expected = (weights[labels][:, None] * (np.exp(log_probs) - np.eye(10)[labels])).mean(0)
+    np.testing.assert_allclose(grads["head"]["bias"], expected, rtol=1e-3, atol=1e-6)
+
+
+@dataclasses.dataclass(frozen=True)
+class Broken(ImageInputs):
+    """Makes the images of a batch that begins with an example of class 3 infinite."""
+
+    def train(self, batch, targets, *arguments):
+        images, targets = super().train(batch, targets, *arguments)
+        return jnp.where(batch["label"][0] == 3, jnp.inf, images), targets
+
+
+def test_a_skipped_update_changes_nothing_but_counts_of_steps():
+    config = narrow("batchnorm")
+    config.optimizer.name = "adam"
+    state, train_step = make(config)
+    train_step = dataclasses.replace(train_step, inputs=Broken(Preprocessing()), skip_not_finite=True)
+    good = make_batch()
+    good["label"] = good["label"].at[0].set(4)
+    bad = good | {"label": good["label"].at[0].set(3)}
+    step = jax.jit(train_step)
+    before, metrics = step(state, good, rng.root(0))
+    assert float(summarise(metrics)["skipped"]) == 0
+    after, metrics = step(before, bad, rng.root(0))
+    assert float(summarise(metrics)["skipped"]) == 1
+    assert int(after.step) == 2
+    for old, new in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
+        np.testing.assert_array_equal(new, old + 1 if old.dtype == jnp.int32 else old)
+    # A good update is the one without the check.
+    plain = jax.jit(dataclasses.replace(train_step, skip_not_finite=False))(state, good, rng.root(0))[0]
+    assert_close(before, plain, 1e-6)
 
 
 def test_gradient_equals_finite_differences():

@@ -40,6 +40,18 @@ def test_differences_are_those_that_affect_numbers():
     )
 
 
+def test_what_a_run_continues_is_kept_until_the_first_checkpoint_and_after(tmp_path):
+    provenance.record(tmp_path, 0, HERE)
+    origin = {"longer": {"epochs": [1, 2]}}
+    provenance.record(tmp_path, 50, HERE, origin)
+    expected = [{"from_step": 0, "provenance": HERE}, {"from_step": 50, "provenance": HERE, "origin": origin}]
+    assert provenance.read(tmp_path) == expected
+    provenance.record(tmp_path, 50, HERE)  # stopped before a checkpoint, and started again
+    assert provenance.read(tmp_path) == expected
+    provenance.record(tmp_path, 60, HERE)
+    assert provenance.read(tmp_path) == expected
+
+
 def test_a_segment_is_added_only_where_something_differs(tmp_path):
     assert provenance.record(tmp_path, 0, HERE) == {}
     assert provenance.record(tmp_path, 50, HERE) == {}

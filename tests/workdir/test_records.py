@@ -1,11 +1,7 @@
 import json
 
-import pytest
-from tensorboard_events import read_scalars
-
-from cnn_jax.errors import UserError
 from cnn_jax.workdir.layout import METRICS_FILE
-from cnn_jax.workdir.records import Summaries, last_record, make_writer, read_metrics
+from cnn_jax.workdir.records import Summaries, last_record, read_metrics, scores_on_test
 
 
 def test_records_are_json_lines_in_order(tmp_path):
@@ -43,19 +39,6 @@ def test_no_metrics_yet(tmp_path):
     assert read_metrics(tmp_path) == []
 
 
-def test_tensorboard_events_hold_the_same_numbers(tmp_path):
-    with Summaries(tmp_path, "tensorboardX") as summaries:
-        summaries.describe({"batch_size": 32}, {"model": "a table"})
-        summaries.record(7, 1, "train", {"loss": 0.5, "accuracy": 0.25})
-    assert read_scalars(tmp_path / "tensorboard") == {(7, "train/loss"): 0.5, (7, "train/accuracy"): 0.25}
-
-
-def test_clus_writer_asks_for_tensorflow(tmp_path, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "clu.metric_writers", None)
-    with pytest.raises(UserError, match=r"cnn_jax\[tensorflow\]"):
-        make_writer("clu", tmp_path, 0)
-
-
 def test_the_last_record_is_read_from_the_end_of_the_file(tmp_path):
     assert last_record(tmp_path) is None
     path = tmp_path / METRICS_FILE
@@ -67,3 +50,15 @@ def test_the_last_record_is_read_from_the_end_of_the_file(tmp_path):
     assert last_record(tmp_path)["step"] == 4999
     path.write_text("no record\n")
     assert last_record(tmp_path) is None
+
+
+def test_a_run_that_goes_on_after_its_test_is_not_finished():
+    def record(step, split):
+        return {"step": step, "split": split}
+
+    first = [record(5, "train"), record(5, "validation"), record(5, "test")]
+    assert scores_on_test(first) == record(5, "test")
+    second = [*first, record(10, "train")]
+    assert scores_on_test(second) is None
+    assert scores_on_test([*second, record(10, "test")]) == record(10, "test")
+    assert scores_on_test([]) is None
