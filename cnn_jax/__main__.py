@@ -1,14 +1,9 @@
 """The command `cnn-jax`, also `python -m cnn_jax`: runs one of the commands."""
 
-import ast
 import difflib
-import importlib.util
 import os
-import re
 import runpy
 import sys
-from pathlib import Path
-from typing import NoReturn
 
 # Name, the module that `python -m` runs, and what it does.
 COMMANDS = {
@@ -18,7 +13,7 @@ COMMANDS = {
     "export": ("cnn_jax.export", "write a single-file model"),
     "ladder": ("cnn_jax.ladder", "train several stages with several seeds each"),
     "report": ("cnn_jax.report", "compare finished runs on a page"),
-    "page": ("cnn_jax.app", "serve a run as a web page"),
+    "page": ("cnn_jax.page", "serve a run or an exported model as a web page"),
     "config": ("cnn_jax.config", "list the keys of a stage, with values and meanings"),
 }
 USAGE = "\n".join(
@@ -43,8 +38,6 @@ def main() -> None:
         close = difflib.get_close_matches(name, COMMANDS, 1)
         hint = f"Did you mean {close[0]}?" if close else f"The commands are {', '.join(COMMANDS)}."
         sys.exit(f"Error: There is no command {name!r}. {hint}")
-    elif name == "page":
-        _serve(arguments)
     else:
         sys.argv = [f"cnn-jax {name}", *arguments]
         runpy.run_module(COMMANDS[name][0], run_name="__main__", alter_sys=True)
@@ -56,23 +49,6 @@ def _print(text: str | None) -> None:
     except BrokenPipeError:  # such as `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)  # 128 + SIGPIPE, as in shells
-
-
-def _serve(arguments: list[str]) -> NoReturn:
-    """Starts streamlit with the page; flags with a dot, such as --server.port=8000, are those of streamlit."""
-    page = importlib.util.find_spec("cnn_jax.app")
-    assert page and page.origin
-    if {"-h", "--help"} & set(arguments):
-        _print(ast.get_docstring(ast.parse(Path(page.origin).read_text(encoding="utf-8"))))
-        sys.exit(0)
-    try:
-        from streamlit.web import cli
-    except ImportError:
-        sys.exit("Error: The page needs streamlit: pip install 'cnn_jax[app]'.")
-    theirs = [argument for argument in arguments if re.match(r"--\w+\.\w", argument)]
-    ours = [argument for argument in arguments if argument not in theirs]
-    sys.argv = ["streamlit", "run", page.origin, *theirs, "--", *ours]
-    sys.exit(cli.main())
 
 
 if __name__ == "__main__":

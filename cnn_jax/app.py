@@ -1,15 +1,18 @@
 """Web page that classifies uploaded pictures.
 
-streamlit run cnn_jax/app.py -- --workdir=runs/batchnorm
+python -m cnn_jax.page --workdir=runs/batchnorm         or: streamlit run cnn_jax/app.py -- --workdir=runs/batchnorm
 
-Of a run with several seeds, --seed=INDEX|ensemble chooses the network.
+--model=FILE serves an exported model. --workdir may be a folder of runs, of which visitors choose one. Of a run with
+several seeds, --seed=INDEX|ensemble chooses the network. The page is served to this computer only, unless
+--server.address (--address of cnn_jax.page) says otherwise.
 
-Uploads are kept in memory until the visitor leaves; nothing is written to disk.
+Of an upload, a thumbnail and the network's input are kept in memory until the visitor leaves; nothing is written to
+disk.
 """
 
 from cnn_jax import runtime
 
-runtime.prepare()  # before JAX is imported
+runtime.prepare(keep_memory=False)  # before JAX is imported
 
 import argparse
 import dataclasses
@@ -18,29 +21,49 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import streamlit as st
-from PIL import Image
 from starlette.formparsers import MultiPartParser
+from streamlit.runtime.scriptrunner import get_script_run_ctx
 
 from cnn_jax import cli
-from cnn_jax.data import images
 from cnn_jax.errors import UserError
-from cnn_jax.evaluation import scores
-from cnn_jax.inference import Classifier, load_classifier, seeds
-from cnn_jax.inference.saliency import make_saliency, overlay
+from cnn_jax.inference import Classifier, calibration, load_classifier, seeds
+from cnn_jax.inference.calibration import Calibration
+from cnn_jax.inference.saliency import make_grad_cam, make_saliency, overlay
 from cnn_jax.page import cards, pictures, wording
-from cnn_jax.page.evaluation import read_temperature, show_evaluation
-from cnn_jax.page.pictures import Picture
+from cnn_jax.page.evaluation import show_evaluation
+from cnn_jax.page.pictures import MAX_PICTURES, Picture
 from cnn_jax.workdir.layout import CHECKPOINT_FOLDER
 
-MAX_PICTURES = 12  # at once; each fills a screen
 BARS = 5
 
 _FITS = {"crop": "Crop to the centre", "pad": "Add black bars", "stretch": "Stretch"}
+_MAPS = {
+    True: (
+        "Show which regions mattered",
+        "Orange where the picture speaks for the predicted class (Grad-CAM, from the network's last convolution). It "
+        "shows what the prediction depends on, not whether it is right.",
+        "Which regions mattered: the orange ones",
+    ),
+    False: (
+        "Show which pixels mattered",
+        "Orange where a small change of a pixel changes the prediction most: the gradient of the log-probability of "
+        "the predicted class. It shows what the prediction depends on, not whether it is right.",
+        "Which pixels mattered: the orange ones",
+    ),
+}
+
+
+class Arguments(NamedTuple):
+    """The arguments of the page: a workdir or folder of runs, or an exported file."""
+
+    path: Path
+    seed: seeds.Seed | None
+    trust: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,12 +73,15 @@ class Network:
     Attributes:
       classifier: compiled for one image at a time.
       scale: uint8 `[1, height, width, 3]` to the resized image in [0, 1], as the network takes it; compiled.
-      saliency: see `cnn_jax.inference.saliency`; compiled on first use.
+      explain: from the same to the map of what the prediction depends on; compiled on first use. None for an exported
+        program, which has no gradients.
+      regions: whether the map shows regions (Grad-CAM) rather than pixels.
     """
 
     classifier: Classifier
     scale: Callable[[np.ndarray], Any]
-    saliency: Callable[[np.ndarray], Any]
+    explain: Callable[[np.ndarray], Any] | None
+    regions: bool
 
 
 def main() -> None:
@@ -65,50 +91,60 @@ def main() -> None:
     st.html(cards.STYLE)
     st.title("What is in the picture?", anchor=False)
     try:
-        given, seed = parse_arguments(sys.argv[1:])
-        workdir = choose_run(given)
-        network = load_network(str(workdir), seed, (workdir / CHECKPOINT_FOLDER).stat().st_mtime_ns)
+        given = parse_arguments(sys.argv[1:])
+        source = given.path if given.path.is_file() else choose_run(given.path)
+        changed = source if source.is_file() else source / CHECKPOINT_FOLDER
+        network = load_network(str(source), given.seed, given.trust, changed.stat().st_mtime_ns)
     except UserError as error:
         explain_usage(str(error))
         return
-    if network.classifier.notice:
-        st.warning(network.classifier.notice)
-    describe(network.classifier)
-    # The evaluation is drawn only when its tab is open, because figures take seconds and predictions milliseconds.
-    predictions, evaluation = st.tabs(["Try it", "Evaluation"], key="tab", on_change="rerun")
-    with predictions:
-        show_predictions(network, read_temperature(workdir, network.classifier))
-    with evaluation:
-        if evaluation.open:
-            show_evaluation(workdir, network.classifier)
+    classifier = network.classifier
+    if classifier.notice:
+        st.warning(classifier.notice)
+    if source.is_file():
+        show_predictions(network, classifier.calibration)
+    else:
+        # The evaluation is drawn only when its tab is open, because figures take seconds and predictions milliseconds.
+        predictions, evaluation = st.tabs(["Try it", "Evaluation"], key="tab", on_change="rerun")
+        with predictions:  # the network is cached, and may be evaluated later
+            show_predictions(network, calibration.read(source, classifier.step, classifier.seed))
+        with evaluation:
+            if evaluation.open:
+                show_evaluation(source, classifier)
 
 
-def parse_arguments(arguments: list[str]) -> tuple[Path, seeds.Seed | None]:
-    """Returns the values of `--workdir` and `--seed`.
+def parse_arguments(arguments: list[str]) -> Arguments:
+    """Returns the values of `--workdir` or `--model`, `--seed` and `--trust`.
 
     Raises:
-      UserError: no workdir is given (an empty message), the seed is mistyped, or another argument is given.
+      UserError: no network is given (an empty message), the seed is mistyped, or another argument is given.
     """
     parser = argparse.ArgumentParser(add_help=False, exit_on_error=False, allow_abbrev=False)
     parser.add_argument("--workdir", default="")
+    parser.add_argument("--model", default="")
     parser.add_argument("--seed")
+    parser.add_argument("--trust", action="store_true")
     try:
         known, rest = parser.parse_known_args(arguments)
     except argparse.ArgumentError as error:
         raise UserError(f"{error}.") from None
     if rest:
         raise UserError(f"Unexpected argument {rest[0]}; usage: streamlit run cnn_jax/app.py -- --workdir=WORKDIR")
-    if not known.workdir:
+    if known.workdir and known.model:
+        raise UserError("Give --workdir=WORKDIR (a trained run) or --model=FILE (an exported one), not both.")
+    if not known.workdir and not known.model:
         raise UserError("")
-    seed = None if known.seed is None else cli.parse_seed(known.seed)
-    return Path(known.workdir).expanduser().resolve(), seed
+    path = Path(known.workdir or known.model).expanduser().resolve()
+    if known.model and not path.is_file():
+        raise UserError(f"There is no file {path}.")
+    return Arguments(path, None if known.seed is None else cli.parse_seed(known.seed), known.trust)
 
 
 def explain_usage(reason: str) -> None:
     """Draws instructions for starting the page with a trained network.
 
     Args:
-      reason: why there is no network; empty if no workdir was given.
+      reason: why there is no network; empty if no network was given.
     """
     if reason:
         st.warning(_plain(reason))
@@ -116,34 +152,34 @@ def explain_usage(reason: str) -> None:
         "This page classifies pictures with a trained network. To train one on handwritten digits, in one or two "
         "minutes and without a download:"
     )
-    st.code("python -m cnn_jax.main --config=configs/quickstart.py --workdir=runs/quickstart", "bash", wrap_lines=True)
+    st.code("python -m cnn_jax.main --config=quickstart --workdir=runs/quickstart", "bash", wrap_lines=True)
     st.markdown("To start the page with this or any other run:")
-    st.code("streamlit run cnn_jax/app.py -- --workdir=runs/quickstart", "bash", wrap_lines=True)
-    st.caption("If the folder holds several runs, the page lets you choose one.")
+    st.code("python -m cnn_jax.page --workdir=runs/quickstart", "bash", wrap_lines=True)
+    st.caption(
+        "If --workdir is a folder of several runs, the page lets you choose one; --model=FILE serves an exported file."
+    )
 
 
 def choose_run(workdir: Path) -> Path:
-    """Returns the run to use, and draws a selection box if there are several.
+    """Returns the run to use; of a folder with several, draws a selection box.
 
     Args:
-      workdir: a run, whose folder may hold other runs, or a folder of runs.
+      workdir: a run, or a folder of runs.
 
     Raises:
       UserError: there is no run.
     """
+    if is_run(workdir):
+        return workdir
     if not workdir.is_dir():
         raise UserError(f"There is no folder {workdir}.")
-    folder = workdir.parent if is_run(workdir) else workdir
     try:
-        runs = sorted(path for path in folder.iterdir() if is_run(path))
+        runs = sorted(path for path in workdir.iterdir() if is_run(path))
     except OSError:  # no permission to list the folder
-        runs = [workdir] if is_run(workdir) else []
+        runs = []
     if not runs:
         raise UserError(f"{workdir} holds no trained network: it has no folder “{CHECKPOINT_FOLDER}”.")
-    if len(runs) == 1:
-        return runs[0]
-    start = runs.index(workdir) if workdir in runs else 0
-    return st.selectbox("Network", runs, index=start, format_func=lambda path: path.name)
+    return runs[0] if len(runs) == 1 else st.selectbox("Network", runs, format_func=lambda path: path.name)
 
 
 def is_run(path: Path) -> bool:
@@ -155,24 +191,27 @@ def is_run(path: Path) -> bool:
 
 
 @st.cache_resource(max_entries=4, show_spinner="Loading the network …")
-def load_network(workdir: str, seed: seeds.Seed | None, changed: int) -> Network:
-    """Loads and compiles the best network of a run, so that visitors do not wait for it.
+def load_network(source: str, seed: seeds.Seed | None, trust: bool, changed: int) -> Network:
+    """Loads and compiles a network, so that visitors do not wait for it.
 
     Args:
-      workdir: the run.
+      source: a run, whose best checkpoint is used, or an exported file.
       seed: see `load_classifier`.
+      trust: see `load_classifier`.
       changed: modification time of its checkpoints; part of the cache key, so that later checkpoints are loaded.
 
     Raises:
       UserError: see `load_classifier`.
     """
     del changed
-    classifier = load_classifier(workdir, seed=seed)
+    classifier = load_classifier(source, seed=seed, trust=trust)
     scale = jax.jit(classifier.preprocessing.scale)
     blank = np.zeros((1, *classifier.input_size, 3), np.uint8)
     classifier.score(blank)
     scale(blank)
-    return Network(classifier, scale, make_saliency(classifier))
+    regions = make_grad_cam(classifier) if classifier.model else None
+    pixels = make_saliency(classifier) if classifier.model and regions is None else None
+    return Network(classifier, scale, regions or pixels, regions is not None)
 
 
 def describe(classifier: Classifier) -> None:
@@ -184,105 +223,159 @@ def describe(classifier: Classifier) -> None:
         "cannot recognise anything else."
     )
     if classifier.seed == seeds.ENSEMBLE:
-        count = wording.count(len(classifier.members))
+        of = f"those of {wording.count(len(classifier.members))} networks, " if classifier.model else ""
         st.caption(
-            f"The probabilities are the mean of those of {count} networks, the ensemble of all seeds of this run."
+            f"The probabilities are the mean of {of or 'several networks: '}the ensemble of all seeds of this run."
         )
     elif classifier.seed is not None:
         st.caption(f"This run has several networks. The one on this page: {seeds.describe(classifier.seed)}.")
 
 
-def show_predictions(network: Network, temperature: float | None) -> None:
-    """Draws the inputs for pictures, and the prediction for each picture.
+def show_predictions(network: Network, fitted: Calibration | None) -> None:
+    """Draws the inputs for pictures, the prediction for each picture, and the options below.
 
     Args:
       network: the network.
-      temperature: calibrates its probabilities; None if it has not been fitted.
+      fitted: its calibration; None if it has not been fitted.
     """
-    uploads = st.file_uploader(
-        f"Your pictures, up to {MAX_PICTURES} at once",
-        type=sorted(extension.removeprefix(".") for extension in images.EXTENSIONS),
-        accept_multiple_files=True,
-        max_upload_size=pictures.MAX_BYTES >> 20,
-        key="uploads",
-    )
-    chosen = st.pills(
-        "Or try some of these", pictures.SAMPLES, selection_mode="multi", key="samples", help=pictures.ABOUT_SAMPLES
-    )
-    mattered = st.toggle(
-        "Show which pixels mattered",
-        key="saliency",
-        help="Orange where a small change of a pixel changes the prediction most: the gradient of the "
-        "log-probability of the predicted class. It shows what the prediction depends on, not whether it is right.",
-    )
+    take_uploads(network.classifier)
+    names, about = pictures.samples(network.classifier.class_names)
+    chosen = st.pills("Or try some of these", names, selection_mode="multi", key="samples", help=about)
+    answers = st.container()
+    uploaded = st.session_state.get("pictures", [])
+    if uploaded and st.button("Remove the pictures", type="tertiary", icon=":material/delete:"):
+        st.session_state["pictures"] = []
+        st.rerun()
+    mapped = False
+    if network.explain:
+        label, help_, _ = _MAPS[network.regions]
+        mapped = st.toggle(label, key="saliency", help=help_)
     with st.expander("Pictures that are not square"):
         how = st.radio(
             "The network takes square pictures", list(_FITS), format_func=_FITS.get, horizontal=True, key="fit"
         )
-    if len(uploads) > MAX_PICTURES:
-        st.warning(f"These are {len(uploads)} pictures; only the first {MAX_PICTURES} are classified.")
-    sources = [
-        (file.file_id, file.name, lambda file=file: pictures.decode_upload(file.name, file.getvalue()))
-        for file in uploads[:MAX_PICTURES]
-    ]
-    sources += [(name, name, lambda name=name: pictures.load_sample(name)) for name in chosen]
-    for picture in read_pictures(network.classifier, sources, how):
-        if isinstance(picture, UserError):
-            st.warning(_plain(str(picture)), icon=":material/hide_image:")
-        else:
-            st.html(classify(network, picture, temperature, mattered))
-    if not sources:
-        st.caption("Uploads are kept in the memory of this server until you leave. Nothing is saved.")
+    describe(network.classifier)
+    st.caption("A picture is kept in the memory of this server until you leave. Nothing is saved.")
+    with answers:
+        for picture in [*uploaded, *load_samples(network.classifier, chosen)]:
+            if isinstance(picture, UserError):
+                st.warning(_plain(str(picture)), icon=":material/hide_image:")
+            else:
+                show_card(network, picture, fitted, how, mapped)
 
 
-def read_pictures(
-    classifier: Classifier, sources: list[tuple[str, str, Callable[[], Image.Image]]], fit: str
-) -> list[Picture | UserError]:
-    """Returns the pictures, decoding only those that are new since the last run of the page.
+def take_uploads(classifier: Classifier) -> None:
+    """Draws the upload field, and moves what was uploaded to the pictures of this visitor, the newest first.
 
-    Args:
-      classifier: the classifier, to whose input size the pictures are fitted.
-      sources: identity, name and decoding function of each picture.
-      fit: see `cnn_jax.data.images.fit`.
+    Of a file, `Picture` keeps what the page needs; the file itself is dropped at once, which bounds the memory per
+    visitor.
     """
-    known = st.session_state.get("pictures", {})
-    # Pictures that were removed from the page are dropped.
-    kept = st.session_state["pictures"] = {}
-    for identity, name, decode in sources:
-        key = (identity, classifier.input_size, fit)
-        kept[key] = known[key] if key in known else pictures.read(name, decode, classifier, fit)
+    state = st.session_state
+    if state.setdefault("input_size", classifier.input_size) != classifier.input_size:  # another network was chosen
+        state.update(input_size=classifier.input_size, pictures=[])
+        st.info("This network takes pictures of another size: upload yours again.")
+    number = state.setdefault("uploads", 0)
+    uploads = st.file_uploader(
+        f"Your pictures, up to {MAX_PICTURES} at once",
+        accept_multiple_files=True,
+        max_upload_size=pictures.MAX_BYTES >> 20,
+        key=f"uploads-{number}",
+    )
+    if notice := state.pop("notice", ""):
+        st.warning(notice)
+    if not uploads:
+        return
+    read = []
+    for file in uploads[:MAX_PICTURES]:
+        read.append(
+            pictures.read(file.name, lambda file=file: pictures.decode_upload(file.name, file.getvalue()), classifier)
+        )
+    state["pictures"] = (read + state.get("pictures", []))[:MAX_PICTURES]
+    if len(uploads) > MAX_PICTURES:
+        state["notice"] = f"These are {len(uploads)} pictures; only the first {MAX_PICTURES} are classified."
+    _forget(uploads)
+    state["uploads"] = number + 1  # a new, empty field
+    st.rerun()
+
+
+def _forget(uploads: list[Any]) -> None:
+    """Removes files from Streamlit's memory, where they would stay until the visitor leaves."""
+    context = get_script_run_ctx()
+    remove = getattr(context and context.uploaded_file_mgr, "remove_file", None)
+    if context and remove:  # managers other than Streamlit's own may not have it
+        for file in uploads:
+            remove(session_id=context.session_id, file_id=file.file_id)
+    uploads.clear()
+    runtime.return_memory()
+
+
+def load_samples(classifier: Classifier, names: list[str]) -> list[Picture | UserError]:
+    """Returns the samples, reading only those that are new since the last run of the page."""
+    known = st.session_state.get("loaded", {})
+    # Samples that are no longer chosen are dropped.
+    kept = st.session_state["loaded"] = {}
+    for name in names:
+        key = (name, classifier.input_size)
+        kept[key] = known[key] if key in known else pictures.read(name, lambda: pictures.load_sample(name), classifier)  # noqa: B023
     return list(kept.values())
 
 
-def classify(network: Network, picture: Picture, temperature: float | None, saliency: bool) -> str:
+def show_card(network: Network, picture: Picture, fitted: Calibration | None, fit: str, mapped: bool) -> None:
+    """Draws the prediction for a picture; at once, and again with the map when it has been computed.
+
+    Args:
+      network: the network.
+      picture: the picture to classify.
+      fitted: calibrates the probabilities; None if it has not been fitted.
+      fit: one of `cnn_jax.data.images.FITS`.
+      mapped: whether to show the map of what the prediction depends on.
+    """
+    place = st.empty()
+    key = f"{fit} {network.classifier.source}"
+    if mapped and network.explain and key not in picture.maps:
+        place.html(classify(network, picture, fitted, fit, _WAITING))
+        with st.spinner("Computing what mattered; the first time takes a few seconds …"):
+            picture.maps[key] = np.asarray(network.explain(picture.pixels[fit]))[0]
+    place.html(classify(network, picture, fitted, fit, picture.maps[key] if mapped else None))
+
+
+_WAITING = np.zeros((1, 1))  # in place of a map that is being computed
+
+
+def classify(
+    network: Network, picture: Picture, fitted: Calibration | None, fit: str, strength: np.ndarray | None
+) -> str:
     """Returns the HTML card with the prediction for a picture.
 
     Args:
       network: the network.
       picture: the picture to classify.
-      temperature: calibrates the probabilities; None if it has not been fitted.
-      saliency: whether to add the saliency map.
+      fitted: calibrates the probabilities; None if it has not been fitted.
+      fit: one of `cnn_jax.data.images.FITS`.
+      strength: the map to show, or `_WAITING`; None for none.
     """
-    classifier, pixels = network.classifier, picture.pixels
+    classifier, pixels = network.classifier, picture.pixels[fit]
     start = time.perf_counter()
     log_probabilities = classifier.score(pixels)
     milliseconds = 1000 * (time.perf_counter() - start)
-    probabilities = np.exp(scores.calibrate(log_probabilities, temperature or 1.0))[0]
+    probabilities = np.exp(fitted(log_probabilities) if fitted else log_probabilities)[0]
     scaled = np.asarray(network.scale(pixels))[0]
     height, width = scaled.shape[:2]
     shown = [
         (picture.thumbnail, picture.name, False),
         (cards.data_uri(_to_bytes(scaled)), f"What the network sees: {width} x {height} pixels", True),
     ]
-    if saliency:
-        strength = np.asarray(network.saliency(pixels))[0]
-        shown.append((cards.data_uri(overlay(scaled, strength)), "Which pixels mattered: the orange ones", True))
+    if strength is _WAITING:
+        shown.append((cards.data_uri(overlay(scaled, np.zeros(scaled.shape[:2]))), "Computing what mattered …", True))
+    elif strength is not None:
+        shown.append((cards.data_uri(overlay(scaled, strength)), _MAPS[network.regions][2], True))
     order = np.argsort(-probabilities, kind="stable")[:BARS]
+    temperature = f" Confidences are calibrated with temperature {fitted.temperature:.2f}." if fitted else ""
     return cards.card(
         shown,
-        wording.judge(probabilities, classifier.class_names, temperature is not None),
+        wording.judge(probabilities, classifier.class_names, fitted),
         [(classifier.class_names[i], float(probabilities[i])) for i in order],
-        f"Inference took {milliseconds:.1f} ms.",
+        f"Inference took {milliseconds:.1f} ms.{temperature}",
     )
 
 

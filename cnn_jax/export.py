@@ -1,20 +1,33 @@
-"""Exports a single-file model that runs without the workdir and without the network's code.
+"""Exports a trained network to one file.
 
-python -m cnn_jax.export --workdir=/tmp/bn --output=model.jaxexport [--step=best] [--seed=0]
+python -m cnn_jax.export --workdir=/tmp/bn --output=model.jaxexport [--step=best] [--seed=0] [--card]
 python -m cnn_jax.predict --model=model.jaxexport cat.jpg
 
-JAX guarantees to read such a file for six months. Keep the workdir: the model can be exported from it again.
+--format=jaxexport|onnx|safetensors; by default the one that the end of --output names, else jaxexport.
+
+- jaxexport: network, weights and preprocessing as a program of JAX, for any batch size, on CPU and CUDA. JAX guarantees
+  to read such a file for six months.
+- onnx: the same for other runtimes; takes images uint8 [batch, height, width, 3] and returns log-probabilities.
+- safetensors: the parameters by name, without a program; `predict` and the page read it, as do other libraries.
+
+Keep the workdir: the model can be exported from it again. --card also writes a model card in Markdown, MODEL.md.
 """
 
+import sys
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 
 from cnn_jax import cli
 from cnn_jax.errors import UserError
 
+FORMATS = ("jaxexport", "onnx", "safetensors")
+
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a trained run.")
 _OUTPUT = flags.DEFINE_string("output", None, "File to write, for example model.jaxexport.")
+_FORMAT = flags.DEFINE_enum("format", None, FORMATS, "Format; by default the one that the end of --output names.")
+_CARD = flags.DEFINE_bool("card", False, "Also write a model card in Markdown, beside the file.")
 _STEP = cli.define_step()
 _read_seed = cli.define_seed()
 
@@ -28,27 +41,120 @@ def main() -> None:
     if output.is_dir() or not output.parent.is_dir():
         reason = "is a folder" if output.is_dir() else "is in a folder that does not exist"
         raise UserError(f"--output={output} {reason}: name a file, for example {output / 'model.jaxexport'}.")
+    suffix = output.suffix.removeprefix(".")
+    kind = _FORMAT.value or (suffix if suffix in FORMATS else "jaxexport")
+    if kind == "safetensors" and suffix != kind:
+        raise UserError(
+            f"--output={output} must end in .safetensors, by which predict and the page recognise the format."
+        )
+    if kind != "safetensors" and suffix == "safetensors":
+        raise UserError(f"--output={output} ends in .safetensors, and --format is {kind}: choose another name.")
+    if _CARD.value and output.suffix == ".md":
+        raise UserError(f"--output={output} is where --card writes the model card: choose another name.")
 
-    import numpy as np
-
-    from cnn_jax.inference import artifact, load_classifier, seeds
+    from cnn_jax.evaluation import card as card_lib
+    from cnn_jax.inference import load_classifier, seeds
 
     classifier = load_classifier(_WORKDIR.value, step=step, seed=seed)
-    header = artifact.write(output, classifier.log_probabilities, classifier.metadata, classifier.step)
+    card = card_lib.describe(classifier, Path(_WORKDIR.value).expanduser(), sys.argv[1:])
+    about, outputs = _WRITERS[kind](output, classifier, card)
+    written = [f"{output}: {output.stat().st_size:,} bytes"]
+    if _CARD.value:
+        written.append(_write_card(output.with_suffix(".md"), card_lib.markdown(card, output.name)))
+    of = "" if classifier.seed is None else f", {seeds.describe(classifier.seed)}"
+    print(
+        f"{'; '.join(written)}, step {classifier.step}{of}, {len(classifier.class_names)} classes, {about}; "
+        f"{_compare(output, classifier, outputs)}{_calibration(classifier, kind)}."
+    )
+
+
+def _write_jaxexport(output: Path, classifier: Any, card: dict[str, Any]) -> tuple[str, Any]:
+    from cnn_jax.inference import artifact, load_classifier
+
+    header = artifact.write(output, classifier.log_probabilities, _metadata(classifier), classifier.step)
+    about = f"jax {header['jax']}, for {' and '.join(header['platforms'])}"
+    # Trusted, because it is ours: a network of one's own may use operations that a stranger's file may not.
+    return about, lambda images: load_classifier(output, trust=True)(images)
+
+
+def _write_safetensors(output: Path, classifier: Any, card: dict[str, Any]) -> tuple[str, Any]:
+    from cnn_jax.inference import load_classifier, weights
+
+    weights.write(output, classifier.members, _metadata(classifier) | {"step": classifier.step}, card)
+    return f"{card['parameters']:,} parameters", lambda images: load_classifier(output)(images)
+
+
+def _write_onnx(output: Path, classifier: Any, card: dict[str, Any]) -> tuple[str, Any]:
+    import json
+
+    from cnn_jax.inference import onnx_writer
+
+    if classifier.metadata["config"]["dtype"] != "float32":
+        raise UserError(
+            "ONNX runtimes do not compute this network in bfloat16: choose --format=jaxexport or safetensors."
+        )
+    metadata = {"class_names": json.dumps(classifier.class_names), "card": json.dumps(card)}
+    onnx_writer.write(output, classifier.log_probabilities, classifier.input_size, metadata)
+    about = f"ONNX operators {onnx_writer.OPSET}"
+    try:
+        import onnxruntime  # pyright: ignore[reportMissingImports]  # an extra
+    except ImportError:
+        return about, None
+    session = onnxruntime.InferenceSession(str(output), providers=["CPUExecutionProvider"])
+
+    def run(images: Any) -> Any:
+        import numpy as np
+
+        return np.exp(session.run([onnx_writer.OUTPUT], {onnx_writer.INPUT: images})[0])
+
+    return about, run
+
+
+_WRITERS = {"jaxexport": _write_jaxexport, "onnx": _write_onnx, "safetensors": _write_safetensors}
+
+
+def _metadata(classifier: Any) -> dict[str, Any]:
+    """Returns what the run recorded, and the calibration if there is one."""
+    import dataclasses
+
+    fitted = classifier.calibration
+    return classifier.metadata | ({"calibration": dataclasses.asdict(fitted)} if fitted else {})
+
+
+def _compare(output: Path, classifier: Any, outputs: Any) -> str:
+    """Returns in words how much the file's probabilities differ; removes the file if they differ too much."""
+    if outputs is None:
+        return "outputs not compared, which needs onnxruntime: pip install 'cnn_jax[onnx]'"
+    import numpy as np
+
     images = np.random.default_rng(0).integers(0, 256, (2, *classifier.input_size, 3), np.uint8)
-    difference = np.abs(load_classifier(output)(images) - classifier(images)).max()
+    difference = np.abs(outputs(images) - classifier(images)).max()
     if not difference <= LARGEST_DIFFERENCE:
         output.unlink()
         raise UserError(
             f"Exported outputs differ from those of the workdir by up to {difference:.3g}: the file was removed."
         )
-    of = "" if classifier.seed is None else f", {seeds.describe(classifier.seed)}"
-    print(
-        f"{output}: {output.stat().st_size:,} bytes, step {classifier.step}{of}, "
-        f"{len(classifier.class_names)} classes, "
-        f"jax {header['jax']}, for {' and '.join(header['platforms'])}; outputs equal to the workdir's "
-        f"(maximum difference {difference:.1g})."
-    )
+    return f"outputs equal to the workdir's (maximum difference {difference:.1g})"
+
+
+def _calibration(classifier: Any, kind: str) -> str:
+    if classifier.calibration is None:
+        return ""
+    use = "to divide the log-probabilities by" if kind == "onnx" else "and predict and the page apply it"
+    return f"; the temperature {classifier.calibration.temperature:.3f} is in the file, {use}"
+
+
+def _write_card(path: Path, text: str) -> str:
+    from cnn_jax.utils import files
+
+    try:
+        with files.replacing(path) as file:
+            file.write(text)
+    except OSError as error:
+        raise UserError(
+            f"Cannot write {path} ({error.strerror}): free space there, or choose another --output."
+        ) from None
+    return str(path)
 
 
 if __name__ == "__main__":

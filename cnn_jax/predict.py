@@ -1,8 +1,9 @@
 """Classifies images: python -m cnn_jax.predict --workdir=/tmp/bn IMAGE... [--top_k=3] [--json | --csv].
 
 An IMAGE is a file, a folder (searched recursively), or - for standard input. --model=FILE takes a file written by
-python -m cnn_jax.export instead of a workdir. Images that cannot be read are named on standard error; the others are
-classified, and the exit status is 1. Of a run with several seeds, --seed=INDEX|ensemble chooses the network.
+python -m cnn_jax.export instead of a workdir. Once python -m cnn_jax.evaluate has run, probabilities are calibrated,
+unless --nocalibrate is given. Images that cannot be read are named on standard error; the others are classified, and
+the exit status is 1. Of a run with several seeds, --seed=INDEX|ensemble chooses the network.
 """
 
 import contextlib
@@ -23,7 +24,7 @@ from rich.text import Text
 from cnn_jax import cli
 from cnn_jax.data import images
 from cnn_jax.errors import UserError
-from cnn_jax.utils import progress
+from cnn_jax.utils import progress, text
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a trained run.")
 _MODEL = flags.DEFINE_string("model", None, "File written by python -m cnn_jax.export, instead of a workdir.")
@@ -34,8 +35,13 @@ _JSON = flags.DEFINE_bool("json", False, "Print one JSON object per line.")
 _CSV = flags.DEFINE_bool("csv", False, "Print comma-separated values, with a header.")
 _FIT = flags.DEFINE_enum("fit", "crop", images.FITS, "How to fit images that are not square.")
 _MIRROR = flags.DEFINE_bool("mirror", False, "Average over each image and its mirror image.")
+_TRUST = flags.DEFINE_bool("trust", False, "Run the program of --model even if it does what no network needs.")
+_CALIBRATE = flags.DEFINE_bool(
+    "calibrate", True, "Apply the temperature that python -m cnn_jax.evaluate fitted, if it has run."
+)
 
 _WIDEST_NAME = 100
+_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -59,12 +65,20 @@ def main(arguments: Sequence[str]) -> int:
     # Imported after the checks, so that a mistyped flag is reported without loading JAX.
     from cnn_jax.inference import batch, load_classifier, seeds
 
-    classifier = load_classifier(_MODEL.value or _WORKDIR.value or "", step=step, seed=seed)
+    classifier = load_classifier(_MODEL.value or _WORKDIR.value or "", step=step, seed=seed, trust=_TRUST.value)
     if classifier.seed is not None and sys.stderr:
         print(f"{classifier.source}: {seeds.describe(classifier.seed)}.", file=sys.stderr)
+    calibration = classifier.calibration if _CALIBRATE.value else None
+    if calibration and sys.stderr:
+        print(
+            f"Probabilities are calibrated with temperature {calibration.temperature:.3f}, fitted by evaluate on the "
+            "validation split; --nocalibrate prints the network's own.",
+            file=sys.stderr,
+        )
     unreadable = 0
     with _silent_libraries(), _Output(classifier, names) as output:
-        for prediction in batch.predict(classifier, names, fit=_FIT.value, mirror=_MIRROR.value):
+        options = {"fit": _FIT.value, "mirror": _MIRROR.value, "calibrate": _CALIBRATE.value}
+        for prediction in batch.predict(classifier, names, **options):
             unreadable += bool(prediction.error)
             output.write(prediction)
     return 1 if unreadable else 0
@@ -76,8 +90,8 @@ class _Output:
     def __init__(self, classifier: Any, names: Sequence[str]):
         self._class_names = class_names = classifier.class_names
         self._chosen = {} if classifier.seed is None else {"seed": classifier.seed}  # of a run with several
-        self._name_width = min(max(cell_len(_printable(name)) for name in names), _WIDEST_NAME)
-        self._class_width = max(cell_len(_printable(name)) for name in class_names)
+        self._name_width = min(max(cell_len(text.printable(name)) for name in names), _WIDEST_NAME)
+        self._class_width = max(cell_len(text.printable(name)) for name in class_names)
         if sys.stdout is None:
             raise UserError("Standard output is closed, and the predictions are written there.")
         sys.stdout.reconfigure(errors="backslashreplace")  # pyright: ignore[reportAttributeAccessIssue]  # file names need not be valid text
@@ -100,14 +114,14 @@ class _Output:
     def write(self, prediction: Any) -> None:
         """Writes one `cnn_jax.inference.batch.Prediction`, or its error."""
         if prediction.error:
-            self._bar.console.print(Text(f"Error: {_printable(prediction.error)}"), soft_wrap=True)
+            self._bar.console.print(Text(f"Error: {text.printable(prediction.error)}"), soft_wrap=True)
         elif _JSON.value:
             top = [{"class": label, "probability": value} for label, value in self._best(prediction.probabilities)]
             self._line(json.dumps({"image": prediction.name, "top": top} | self._chosen))
         elif _CSV.value:
             self._line(_csv([prediction.name, *itertools.chain(*self._best(prediction.probabilities))]))
         else:
-            self._line(self._row(_printable(prediction.name), self._best(prediction.probabilities)))
+            self._line(self._row(text.printable(prediction.name), self._best(prediction.probabilities)))
         self._bar.advance(self._task)
 
     def _best(self, probabilities: Any) -> list[tuple[str, float]]:
@@ -118,7 +132,7 @@ class _Output:
     def _row(self, name: str, best: list[tuple[str, float]]) -> Text:
         row = Text(name + " " * (self._name_width - cell_len(name)))
         for i, (label, probability) in enumerate(best):
-            label = _printable(label)
+            label = text.printable(label)
             padded = label + " " * (self._class_width - cell_len(label))
             row.append(f"  {padded} {100 * probability:5.1f} %", style="bold" if i == 0 else "dim")
         return row
@@ -139,13 +153,13 @@ class _Output:
 
 def _csv(values: Sequence[Any]) -> str:
     line = io.StringIO()
-    csv.writer(line, lineterminator="\n").writerow(values)
+    csv.writer(line, lineterminator="\n").writerow(map(_inert, values))
     return line.getvalue().removesuffix("\n")
 
 
-def _printable(text: str) -> str:
-    """Returns text on one line without control characters, which could change the state of a terminal."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+def _inert(value: Any) -> Any:
+    """Returns a cell that spreadsheets show rather than run: an apostrophe precedes what would be a formula."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA_STARTS) else value
 
 
 @contextlib.contextmanager

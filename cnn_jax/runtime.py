@@ -27,21 +27,25 @@ _WITH_REDUCTIONS = {"reduce", "dot", "eltwise"}  # the latter two also fuse the 
 _KNOWN = ((0, 10), (0, 12))  # versions of jaxlib that have the flag, on every platform
 
 # glibc's names for what `mallopt` sets (malloc.h).
-_TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -3, -4, -8
 
 # How /proc/cpuinfo names vector instructions on x86 and on ARM.
 _VECTOR_EXTENSIONS = ("sse", "ssse", "avx", "fma", "f16c", "amx", "asimd", "sve")
 
 
-def prepare() -> None:
+def prepare(keep_memory: bool = True) -> None:
     """Sets up compiler, memory and compilation cache; once JAX has started, only warns where a flag is missing.
 
     - `XLA_FLAGS` gets the flag that keeps CPU reductions correct and convolutions fast, unless it has that flag
       already; a line on stderr warns if its value allows wrong reductions.
-    - Freed memory is kept for the next step, unless the environment configures glibc's malloc.
+    - Freed memory is kept for the next step, or returned to the system, unless the environment configures glibc's
+      malloc.
     - Programs that take more than a tenth of a second to compile are cached in `cache_folder() / "programs"`, unless
       `JAX_COMPILATION_CACHE_DIR` names another folder, `JAX_ENABLE_COMPILATION_CACHE=false` disables the cache, or the
       folder cannot be created.
+
+    Args:
+      keep_memory: False for a server, whose visitors come and go.
     """
     jax = sys.modules.get("jax")
     if jax and _has_started(jax):  # and has read its environment
@@ -50,7 +54,10 @@ def prepare() -> None:
         return
     set_flags()
     if not any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ):
-        _keep_freed_memory()
+        if keep_memory:
+            _configure_malloc({_MMAP_MAX: 0, _TRIM_THRESHOLD: 2**31 - 1, _ARENA_MAX: 1})
+        else:
+            _configure_malloc({_MMAP_THRESHOLD: 2**20, _TRIM_THRESHOLD: 2**20, _ARENA_MAX: 2})
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         folder = cache_folder() / "programs" / _machine()
         try:
@@ -142,15 +149,22 @@ def _allows_reductions(value: str) -> bool:
     return bool(((_DEFAULT_TYPES | added) - removed) & _WITH_REDUCTIONS)
 
 
-def _keep_freed_memory() -> None:
-    """Stops malloc from returning large blocks to the system; does nothing where malloc is not glibc's.
+def _configure_malloc(parameters: dict[int, int]) -> None:
+    """Calls glibc's `mallopt`; does nothing where malloc is not glibc's.
 
     XLA:CPU allocates what a step needs and frees it after the step. By default glibc takes such blocks from the system
-    and returns them, and the system clears every page again.
+    and returns them, and the system clears every page again. It also learns from the size of the blocks that are freed
+    to keep ever larger ones, unless the threshold is set.
     """
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):  # musl has none
-        for parameter, value in ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, 2**31 - 1), (_ARENA_MAX, 1)):
+        for parameter, value in parameters.items():
             libc.mallopt(parameter, value)
+
+
+def return_memory() -> None:
+    """Returns freed memory to the system, where malloc is glibc's."""
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)
 
 
 def _flag_is_known() -> bool:

@@ -55,7 +55,14 @@ KEYS = {
     "init_from": Key(
         "", TEXT, "workdir of a run whose best checkpoint this run starts from; layers that do not fit start fresh"
     ),
-    "diagnostics": Key(False, BOOLEAN, "record gradient norms and shares of dead ReLUs, per layer"),
+    "diagnostics": Key(
+        False, BOOLEAN, "record gradients, weights, updates, activations and dead ReLUs per layer, and the sharpness"
+    ),
+    "sharpness_every": Key(
+        500,
+        whole(0),
+        "with diagnostics, steps between measurements of the largest eigenvalue of the loss's Hessian; 0: none",
+    ),
     "profile": Key(
         False, BOOLEAN, "trace some steps into WORKDIR/profile, for TensorBoard or Perfetto", changes_numbers=False
     ),

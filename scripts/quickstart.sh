@@ -20,5 +20,5 @@ What next?
                     with DIR/CLASS/*.jpg; docs/photographs.md goes through it
   classify images:  $VENV/bin/python -m cnn_jax.predict --workdir=runs/mine IMAGE...
   the web page:     $VENV/bin/python -m pip install -e '.[app]' && \\
-                      $VENV/bin/streamlit run cnn_jax/app.py -- --workdir=$workdir
+                      $VENV/bin/python -m cnn_jax.page --workdir=$workdir
 TEXT

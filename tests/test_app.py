@@ -85,8 +85,8 @@ def test_without_a_workdir_it_explains_its_usage(page):
     opened = page()
     assert not opened.warning
     commands = [code.value for code in opened.code]
-    assert commands[0].startswith("python -m cnn_jax.main --config=configs/quickstart.py --workdir=")
-    assert commands[1].startswith("streamlit run cnn_jax/app.py -- --workdir=")
+    assert commands[0].startswith("python -m cnn_jax.main --config=quickstart --workdir=")
+    assert commands[1].startswith("python -m cnn_jax.page --workdir=")
     assert not opened.file_uploader
 
 
@@ -97,6 +97,8 @@ def test_without_a_workdir_it_explains_its_usage(page):
         (["--workdir"], "expected one argument"),
         (["--workdri=x"], "Unexpected argument --workdri=x; usage: streamlit run cnn_jax/app.py -- --workdir=WORKDIR"),
         (["--workdir="], None),
+        (["--workdir=x", "--model=y"], "not both"),
+        (["--model=/nowhere/at_all"], "There is no file /nowhere/at_all."),
         (["--workdir=x", "--seed=all"], "--seed is 'all'; it must be the index of a seed"),
     ],
 )
@@ -148,7 +150,18 @@ def test_which_pixels_mattered(page, trained):
     assert not opened.exception
     (card,) = card_texts(opened)
     assert card.count("<img") == 3
-    assert "Which pixels mattered" in card
+    assert "Which regions mattered" in card
+
+
+def test_an_exported_file_is_served(page, exported_model):
+    opened = show(page(f"--model={exported_model}"), ("noise.png", encoded()))
+    (card,) = card_texts(opened)
+    widths = [float(width) for width in re.findall(r"width:([\d.]+)%", card)]
+    probabilities = load_classifier(exported_model)([Image.open(io.BytesIO(encoded()))])[0]
+    np.testing.assert_allclose(widths, np.sort(probabilities)[::-1][:5] * 100, atol=0.051)
+    assert not opened.toggle and not opened.tabs  # a program has no gradients, and no run to evaluate
+    opened = page(f"--model={exported_model}", "--seed=1")
+    assert "holds seed 0" in warnings_of(opened)[0]
 
 
 def test_pictures_that_are_not_square(page, trained):
@@ -164,6 +177,7 @@ HOSTILE = {
     "cut.jpg": encoded((300, 200), "JPEG")[:2000],
     "cut in the header.png": encoded()[:20],
     "nothing.png": b"",
+    "photo.HEIC": b"ftypheic",
     "bomb.png": png_of(30_000, 30_000),
     "claims.png": png_of(8000, 8000),
     "page.png": b"<svg xmlns='http://www.w3.org/2000/svg'/>",
@@ -184,10 +198,12 @@ def test_bad_files_are_named_and_good_ones_classified(page, trained):
     assert "pixels" in said["bomb.png"]
     assert "20 MB" in said["large.png"]
     assert len(card_texts(opened)) == 1
+    assert "Most Compatible" in said["photo.HEIC"]
     # The markup in a name is shown, not obeyed.
     assert r"\*odd\* \[name\]\(x\) \<b\>\.png" in opened.warning[-1].value
+    opened.button[0].click().run()  # removes them
+    assert not opened.warning and not card_texts(opened)
     assert len(card_texts(show(opened, ("good.png", encoded())))) == 1
-    assert not opened.warning
 
 
 def test_cut_anywhere(page, trained):
@@ -203,16 +219,32 @@ def test_too_many_pictures(page, trained):
     opened = show(page(f"--workdir={trained}"), *[(f"{i}.png", encoded()) for i in range(14)])
     assert warnings_of(opened) == ["These are 14 pictures; only the first 12 are classified."]
     assert len(card_texts(opened)) == 12
+    opened = show(opened, ("newest.png", encoded()))
+    assert len(card_texts(opened)) == 12 and "newest.png" in card_texts(opened)[0]
+    assert not opened.warning
+
+
+def test_of_an_upload_only_what_is_shown_is_kept(page, trained):
+    opened = show(page(f"--workdir={trained}"), ("large.png", encoded((2000, 1500))))
+    (picture,) = opened.session_state["pictures"]
+    assert not opened.file_uploader[0].value  # a new, empty field
+    assert {fit: pixels.shape for fit, pixels in picture.pixels.items()} == dict.fromkeys(
+        ("crop", "stretch", "pad"), (1, 32, 32, 3)
+    )
+    assert len(picture.thumbnail) < 400_000
+    expected = load_classifier(trained).fit([Image.open(io.BytesIO(encoded((2000, 1500))))], "pad")
+    np.testing.assert_array_equal(picture.pixels["pad"], expected)
 
 
 def test_the_selection_box(page, runs):
     folder = runs("first", "second")
     (folder / "not a run").mkdir()
-    opened = page(f"--workdir={folder / 'second'}")
+    assert not page(f"--workdir={folder / 'second'}").selectbox  # a visitor sees no other runs
+    opened = page(f"--workdir={folder}")
     assert opened.selectbox[0].options == ["first", "second"]
-    assert opened.selectbox[0].value == folder / "second"
+    assert opened.selectbox[0].value == folder / "first"
     show(opened, ("noise.png", encoded()))
-    opened.selectbox[0].set_value(folder / "first").run()
+    opened.selectbox[0].set_value(folder / "second").run()
     assert not opened.exception
     assert len(card_texts(opened)) == 1
 
@@ -227,7 +259,7 @@ def test_a_damaged_run_beside_a_good_one(page, runs):
     for file in (folder / "bad" / "checkpoints").rglob("*"):
         if file.is_file() and file.stat().st_size > 100:
             file.write_bytes(b"damage")
-    opened = page(f"--workdir={folder / 'bad'}")
+    opened = page(f"--workdir={folder}")
     assert "cannot be read" in warnings_of(opened)[0]
     opened.selectbox[0].set_value(folder / "good").run()
     assert not opened.exception
@@ -268,6 +300,9 @@ def test_evaluation_is_shown_and_calibrates(page, runs):
     width = 100 * np.exp(scores.max()) / np.exp(scores).sum()
     assert f"width:{width:.1f}%" in card
     assert "of 100 predictions with this confidence are right" in card
+    assert "calibrated with temperature 2.00" in card
+    (workdir / "evaluation.json").write_text(evaluation(step=classifier.step, threshold=0.999))
+    assert "does not look like any of the ten classes" in card_texts(opened.run())[0]
 
 
 def test_an_evaluation_of_another_step_calibrates_nothing(page, runs):
@@ -283,7 +318,9 @@ def test_an_evaluation_of_another_step_calibrates_nothing(page, runs):
 def test_an_ensemble_is_named_and_calibrated_by_its_own_evaluation(page, tmp_path):
     workdir = shutil.copytree(ROOT / "tests" / "fixtures" / "stopped", tmp_path / "run")  # of two seeds
     opened = show(page(f"--workdir={workdir}", "--seed=ensemble"), ("noise.png", encoded()))
-    assert "The probabilities are the mean of those of two networks" in opened.caption[0].value
+    assert "The probabilities are the mean of those of two networks" in " ".join(
+        caption.value for caption in opened.caption
+    )
     probabilities = load_classifier(workdir, seed="ensemble")([Image.open(io.BytesIO(encoded()))])[0]
     (card,) = card_texts(opened)
     assert f"width:{100 * probabilities.max():.1f}%" in card and "has not been measured" in card
@@ -303,12 +340,21 @@ def test_an_ensemble_is_named_and_calibrated_by_its_own_evaluation(page, tmp_pat
 
 def test_the_first_of_several_seeds_is_named(page):
     opened = page(f"--workdir={ROOT / 'tests' / 'fixtures' / 'stopped'}")
-    assert "seed 0 (0 is the first)" in opened.caption[0].value
+    assert any("seed 0 (0 is the first)" in caption.value for caption in opened.caption)
 
 
 @pytest.mark.parametrize(
     "content",
-    ["", "[]", "{}", "nothing", evaluation(temperature=0), evaluation(temperature="x"), evaluation(confusion_matrix=1)],
+    [
+        "",
+        "[]",
+        "{}",
+        "nothing",
+        evaluation(temperature=0),
+        evaluation(temperature="x"),
+        evaluation(threshold=2),
+        evaluation(confusion_matrix=1),
+    ],
 )
 def test_a_damaged_evaluation_is_reported(page, runs, content):
     workdir = runs("run") / "run"
@@ -359,3 +405,25 @@ assert not heavy & set(sys.modules), heavy & set(sys.modules)
 """
     done = command("", code=code)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments, says",
+    [
+        ([], "Give --workdir=DIR (a trained run) or --model=FILE"),
+        (["--workdir=/nowhere"], "There is no folder /nowhere."),
+        (["--model=/nowhere"], "There is no file /nowhere."),
+        (["--workdir=/tmp", "--port=99999999"], "port"),
+    ],
+)
+def test_the_command_refuses_in_one_line(command, arguments, says):
+    done = command("page", *arguments)
+    assert done.returncode == 1 and says in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
+
+
+def test_the_page_is_for_this_computer_only():
+    import tomllib
+
+    settings = tomllib.loads((ROOT / "cnn_jax" / ".streamlit" / "config.toml").read_text())
+    assert settings["server"]["address"] == "127.0.0.1"
+    assert settings["server"]["maxUploadSize"] << 20 == pictures.MAX_BYTES

@@ -42,8 +42,7 @@ def server(trained, tmp_path_factory):
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     log = tmp_path_factory.mktemp("server") / "log"
-    options = ["--server.headless=true", "--server.address=127.0.0.1", f"--server.port={port}"]
-    command = [sys.executable, "-m", "streamlit", "run", "cnn_jax/app.py", *options, "--", f"--workdir={trained}"]
+    command = [sys.executable, "-m", "cnn_jax.page", f"--port={port}", f"--workdir={trained}"]
     with log.open("w") as output, subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output) as process:
         try:
             wait_for(f"http://127.0.0.1:{port}/_stcore/health", process, log)
@@ -54,7 +53,7 @@ def server(trained, tmp_path_factory):
                 process.wait(10)
             except subprocess.TimeoutExpired:
                 process.kill()
-    assert "Traceback" not in log.read_text()
+    assert "Traceback" not in log.read_text() and "Network URL" not in log.read_text()
 
 
 def wait_for(address, process, log):
@@ -106,17 +105,20 @@ def test_a_visitor_uploads_a_file_and_gets_a_prediction(page, photograph, traine
     assert card.locator(".first .name").inner_text() == str(probabilities.argmax())
     assert card.locator("figcaption").all_inner_texts()[0] == "my digit.png"
     page.get_by_text("words.jpg: not an image").wait_for()
+    if page.viewport_size["width"] < 500:  # the answer is seen without scrolling
+        box = card.locator("h3").bounding_box()
+        assert box["y"] + box["height"] < page.viewport_size["height"] / 2
     for image in card.locator("img").all():
         assert image.evaluate("image => image.complete && image.naturalWidth > 0")
 
-    page.get_by_text("Show which pixels mattered").click()
-    card.get_by_text("Which pixels mattered").wait_for()
+    page.get_by_text("Show which regions mattered").click()
+    card.get_by_text("Which regions mattered").wait_for()
     assert card.locator("img").count() == 3
     page.get_by_role("tab", name="Evaluation").click()
     page.get_by_text("python -m cnn_jax.evaluate").wait_for()
     page.get_by_alt_text("Loss and accuracy over the epochs").wait_for()
     page.get_by_role("tab", name="Try it").click()
-    assert card.is_visible()
+    card.wait_for()
 
 
 def test_the_second_prediction_takes_milliseconds(page, photograph):
@@ -126,4 +128,4 @@ def test_the_second_prediction_takes_milliseconds(page, photograph):
     page.locator(".cnn-card").nth(1).wait_for()
     for note in page.locator(".cnn-card .note").all_inner_texts():
         # The network was compiled before the page asked for pictures: compiling takes most of a second.
-        assert float(re.fullmatch(r"Inference took ([\d.]+) ms\.", note)[1]) < 200
+        assert float(re.match(r"Inference took ([\d.]+) ms\.", note)[1]) < 200

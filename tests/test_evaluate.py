@@ -15,6 +15,7 @@ from cnn_jax.evaluation import dataset, results, scores
 from cnn_jax.inference import load_classifier
 from cnn_jax.report import html
 from cnn_jax.training.metrics import NAMES
+from cnn_jax.utils import text
 from cnn_jax.workdir.records import read_metrics
 
 
@@ -149,7 +150,7 @@ def test_names_are_matched_without_regard_to_capitals():
 
 
 def test_class_names_are_text(classifier, tmp_path, capsys):
-    names = ("<b>bold</b>", "[red]", ":smile:", "$x$", "&amp;", "猫", "a" * 90, "", "'", "9")
+    names = ("<b>bold</b>", "[red]", ":smile:", "$x$", "&amp;", "猫", "a" * 90, "", "'", "\x1b[31mred\n")
     odd = dataclasses.replace(classifier, class_names=names)
     test = dataset.load(classifier)
     log_probs = dataset.predict(classifier, test)
@@ -157,7 +158,7 @@ def test_class_names_are_text(classifier, tmp_path, capsys):
     result |= results.describe(log_probs, test.labels, names)
     results.show(result, tmp_path)
     shown = capsys.readouterr().out
-    assert all(name in shown for name in names)
+    assert all(text.printable(name) in shown for name in names) and "\x1b" not in shown
     page = html.write(tmp_path, tmp_path, odd, test, log_probs, result).read_text()
     assert "&lt;b&gt;bold&lt;/b&gt;" in page and "<b>bold" not in page and "&amp;amp;" in page
     assert not (tmp_path / "learning_curves.png").exists()  # there are no records

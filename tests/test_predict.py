@@ -240,3 +240,13 @@ def test_a_folder_that_cannot_be_read(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "walk", walk)
     with pytest.raises(UserError, match=r"cannot be read \(Permission denied\)"):
         images.find([str(tmp_path)])
+
+
+def test_no_cell_is_a_formula():
+    from cnn_jax import predict
+
+    for name in ("=1+1.png", "@x.png", "+x.png", "-x.png", "\tx.png", "x=1.png"):
+        line = predict._csv([name, 0.5])
+        (cells,) = csv.reader([line])
+        assert cells == [name if name[0] == "x" else f"'{name}", "0.5"]
+    assert predict._csv(["a", -1.5]) == "a,-1.5"  # numbers are not touched

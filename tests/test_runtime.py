@@ -135,7 +135,7 @@ def test_the_trial_tells_known_flags_from_unknown_ones(monkeypatch, flag, known)
 @pytest.mark.parametrize("name", [None, "MALLOC_ARENA_MAX", "GLIBC_TUNABLES"])
 def test_malloc_is_left_alone_where_the_user_configures_it(monkeypatch, name):
     calls = []
-    monkeypatch.setattr(runtime, "_keep_freed_memory", lambda: calls.append(1))
+    monkeypatch.setattr(runtime, "_configure_malloc", lambda parameters: calls.append(1))
     monkeypatch.delitem(sys.modules, "jax")  # as before its import
     monkeypatch.setenv("XLA_FLAGS", "")
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "unused")

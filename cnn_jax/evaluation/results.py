@@ -12,6 +12,8 @@ from cnn_jax.errors import UserError
 from cnn_jax.evaluation import dataset, scores
 from cnn_jax.evaluation.dataset import Examples
 from cnn_jax.inference import Classifier, seeds
+from cnn_jax.inference.calibration import Calibration
+from cnn_jax.inference.calibration import read as read_calibration
 from cnn_jax.utils import files, tables, text
 from cnn_jax.workdir.layout import EVALUATION_FILE
 
@@ -38,14 +40,15 @@ def measure(classifier: Classifier, examples: Examples, log_probs: np.ndarray, w
       log_probs: the log-probabilities of the examples, `[n, classes]`.
       workdir: the workdir of the run; an earlier evaluation there is read for its temperature.
     """
-    temperature = _temperature(classifier, examples, log_probs, workdir)
+    fitted = _calibration(classifier, examples, log_probs, workdir)
     return {
         "step": classifier.step,
         "seed": classifier.seed,
         "data": {"name": examples.name, "dir": examples.directory},
         "split": examples.split,
         **describe(log_probs, examples.labels, classifier.class_names, examples.own),
-        **calibration(log_probs, examples.labels, temperature),
+        **calibration(log_probs, examples.labels, fitted.temperature if fitted else None),
+        "threshold": fitted.threshold if fitted else None,
     }
 
 
@@ -83,25 +86,23 @@ def calibration(log_probs: np.ndarray, labels: np.ndarray, temperature: float | 
     return {"temperature": temperature, "calibrated": {name: calibrated[name] for name in changed}}
 
 
-def _temperature(classifier: Classifier, examples: Examples, log_probs: np.ndarray, workdir: Path) -> float | None:
-    """Returns the temperature fitted on the run's validation split; None if it cannot be fitted.
+def _calibration(
+    classifier: Classifier, examples: Examples, log_probs: np.ndarray, workdir: Path
+) -> Calibration | None:
+    """Returns the calibration fitted on the run's validation split; None if it cannot be fitted.
 
-    For another data set it is read from an earlier evaluation of the same network, because the run's own data may be
+    For another data set it is that of an earlier evaluation of the same network, because the run's own data may be
     missing.
     """
     if not examples.own:
-        try:
-            earlier = json.loads((workdir / EVALUATION_FILE).read_text())
-            return float(earlier["temperature"]) if belongs(earlier, classifier) else None
-        except (OSError, ValueError, TypeError, LookupError):
-            return None
+        return read_calibration(workdir, classifier.step, classifier.seed)
     if examples.split != "validation":
         examples = dataset.load(classifier, "validation", directory=examples.directory)
         log_probs = dataset.predict(classifier, examples)
     # No temperature fits the NaN of a network whose training failed.
-    return (
-        None if np.isnan(log_probs).any() or not len(examples) else scores.fit_temperature(log_probs, examples.labels)
-    )
+    if np.isnan(log_probs).any() or not len(examples):
+        return None
+    return Calibration(scores.fit_temperature(log_probs, examples.labels)).fitted_to(log_probs)
 
 
 def belongs(evaluation: dict[str, Any], classifier: Classifier) -> bool:
@@ -176,7 +177,11 @@ def class_rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
     """Returns formatted (name, precision, recall, F1, images) per class that occurs or is predicted."""
     predicted = np.array(result["confusion_matrix"]).sum(0)
     return [
-        (row["name"], *(f"{row[name]:.1%}" for name in ("precision", "recall", "f1")), f"{row['support']:,}")
+        (
+            text.printable(row["name"]),
+            *(f"{row[name]:.1%}" for name in ("precision", "recall", "f1")),
+            f"{row['support']:,}",
+        )
         for row, count in zip(result["classes"], predicted)
         if row["support"] or count
     ]
@@ -211,7 +216,7 @@ def _classes(result: dict[str, Any]) -> Table:
 
 def _confusion(result: dict[str, Any]) -> tuple[str, Table]:
     """Returns a title and the confusion matrix, or for many classes the most frequent confusions."""
-    names, matrix = result["class_names"], np.array(result["confusion_matrix"])
+    names, matrix = [text.printable(name) for name in result["class_names"]], np.array(result["confusion_matrix"])
     if len(names) > 12:
         table = Table("true class", "predicted class")
         table.add_column("images", justify="right")

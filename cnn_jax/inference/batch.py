@@ -35,7 +35,12 @@ class Prediction:
 
 
 def predict(
-    classifier: Classifier, names: Iterable[str], *, fit: str = "crop", mirror: bool = False
+    classifier: Classifier,
+    names: Iterable[str],
+    *,
+    fit: str = "crop",
+    mirror: bool = False,
+    calibrate: bool = False,
 ) -> Iterator[Prediction]:
     """Yields one prediction per image, in order. Images that cannot be read are yielded with an error.
 
@@ -44,6 +49,7 @@ def predict(
       names: paths; `-` reads standard input.
       fit: how images are resized (see `cnn_jax.data.images.fit`).
       mirror: average over each image and its mirror image.
+      calibrate: apply the classifier's calibration, if there is one.
 
     Raises:
       UserError: the probabilities are not finite.
@@ -61,9 +67,9 @@ def predict(
         except UserError as error:
             batch.append((name, str(error)))
         if len(batch) == BATCH_SIZES[-1]:
-            yield from _classify(classifier, batch, mirror)
+            yield from _classify(classifier, batch, mirror, calibrate)
             batch = []
-    yield from _classify(classifier, batch, mirror)
+    yield from _classify(classifier, batch, mirror, calibrate)
 
 
 def _decode_ahead(read: Callable[[str, str | bytes], np.ndarray], names: Iterable[str]) -> Iterator[tuple[str, Future]]:
@@ -87,10 +93,12 @@ def _standard_input() -> bytes:
     return sys.stdin.buffer.read(images.MAX_BYTES + 1) if sys.stdin else b""
 
 
-def _classify(classifier: Classifier, batch: list[tuple[str, np.ndarray | str]], mirror: bool) -> Iterator[Prediction]:
+def _classify(
+    classifier: Classifier, batch: list[tuple[str, np.ndarray | str]], mirror: bool, calibrate: bool
+) -> Iterator[Prediction]:
     """Yields the predictions of one batch of (name, pixels or error)."""
     pixels = [result for _, result in batch if not isinstance(result, str)]
-    probabilities = iter(classifier(np.stack(pixels), mirror=mirror) if pixels else ())
+    probabilities = iter(classifier(np.stack(pixels), mirror=mirror, calibrate=calibrate) if pixels else ())
     for name, result in batch:
         if isinstance(result, str):
             yield Prediction(name, None, result)

@@ -17,7 +17,8 @@ from PIL import Image
 from cnn_jax.data import batching
 from cnn_jax.data import images as image_files
 from cnn_jax.errors import UserError
-from cnn_jax.inference import seeds
+from cnn_jax.inference import calibration, seeds
+from cnn_jax.inference.calibration import Calibration
 from cnn_jax.inference.seeds import ENSEMBLE, Seed
 from cnn_jax.transforms.preprocess import Preprocessing
 from cnn_jax.transforms.tta import NO_TTA, TTA
@@ -43,7 +44,8 @@ class Classifier:
       step: the training step of the parameters.
       metadata: what the run recorded, as JSON: "config", "class_names", "input_size", "preprocessing", ...
       model: the network and its variables {params, batch_stats}, of an ensemble the list of each seed's variables; None
-        for an exported file.
+        for an exported program.
+      calibration: fitted by `python -m cnn_jax.evaluate`; None if it has not been fitted for this network.
       notice: why another step than the one asked for was read, or damage to it would not be noticed; normally "".
     """
 
@@ -55,6 +57,7 @@ class Classifier:
     step: int
     metadata: dict[str, Any]
     model: tuple[Any, Any] | None = None
+    calibration: Calibration | None = None
     notice: str = ""
 
     @property
@@ -69,7 +72,12 @@ class Classifier:
         return self.model[1] if self.seed == ENSEMBLE else [self.model[1]]
 
     def __call__(
-        self, images: Sequence[ImageLike] | np.ndarray, *, fit: str = "crop", mirror: bool = False
+        self,
+        images: Sequence[ImageLike] | np.ndarray,
+        *,
+        fit: str = "crop",
+        mirror: bool = False,
+        calibrate: bool = False,
     ) -> Float[np.ndarray, "n classes"]:
         """Returns the probabilities of the classes.
 
@@ -79,15 +87,17 @@ class Classifier:
           fit: how images of another size are resized: "crop", "stretch" or "pad" (see `cnn_jax.data.images.fit`).
           mirror: average the probabilities over each image and its mirror image, in addition to the run's own
             test-time augmentation.
+          calibrate: apply `calibration`, if there is one.
 
         Raises:
           UserError: an image cannot be read; the message names the file.
         """
         pixels = self.fit(images, fit)
-        probabilities = np.exp(self.score(pixels))
-        if mirror:
-            probabilities = (probabilities + np.exp(self.score(pixels[:, :, ::-1]))) / 2
-        return probabilities
+        views = [pixels, pixels[:, :, ::-1]] if mirror else [pixels]
+        scores = [self.score(view) for view in views]
+        if calibrate and self.calibration:
+            scores = [self.calibration(each).astype(np.float32) for each in scores]
+        return sum(map(np.exp, scores[1:]), np.exp(scores[0])) / len(views)
 
     def fit(self, images: Sequence[ImageLike] | np.ndarray, how: str = "crop") -> UInt8[np.ndarray, "n h w 3"]:
         """Returns the images at `input_size`, as `score` takes them; the arguments are those of `__call__`."""
@@ -113,17 +123,24 @@ class Classifier:
 
 
 def load_classifier(
-    source: str | os.PathLike, *, step: int | str = "best", seed: Seed | None = None, lane: int | None = None
+    source: str | os.PathLike,
+    *,
+    step: int | str = "best",
+    seed: Seed | None = None,
+    lane: int | None = None,
+    trust: bool = False,
 ) -> Classifier:
     """Loads a classifier, without the optimizer, the data set or the training code.
 
     Args:
-      source: a workdir, or a file that `python -m cnn_jax.export` wrote.
+      source: a workdir, or a file that `python -m cnn_jax.export` wrote, as jaxexport or safetensors.
       step: the checkpoint of a workdir: a number, "latest", or "best" by validation accuracy. Where the latest or the
         best is damaged, the newest intact one is read, and `notice` and a log line say so.
       seed: of a run with several seeds, the index of one (0 is the seed `config.seed`), or "ensemble" for the mean of
         the probabilities of all. None for the first, or for what an exported file holds.
       lane: the old name of `seed`, for an index.
+      trust: run the program of an exported file even if networks do not need what it does; a stranger's program may
+        then crash this process or worse.
 
     Raises:
       UserError: there is no such workdir, file, checkpoint or seed, or it is damaged.
@@ -136,19 +153,27 @@ def load_classifier(
     if path.is_dir():
         return _from_workdir(path, step, seed)
     if path.exists():
-        return _from_exported(path, seed)
+        return _from_exported(path, seed, trust)
     raise UserError(f"There is no workdir {path}: train one with python -m cnn_jax.main --workdir={path} ...")
 
 
 def _from_workdir(path: Path, step: int | str, seed: Seed | None) -> Classifier:
     # Imported here, because an exported file needs neither Orbax nor Flax, which take most of a second to import.
-    from cnn_jax import models
     from cnn_jax.workdir.checkpoint import restore_model
 
     number, variables, metadata, notice = restore_model(path / CHECKPOINT_FOLDER, step, _difference(path))
     if notice:
         logging.error("%s", notice)
     members, metadata = seeds.select(path, variables, metadata, seed)
+    fitted = calibration.read(path, number, metadata.get("seed"))
+    return dataclasses.replace(_from_variables(path, members, metadata, number, fitted), notice=notice)
+
+
+def _from_variables(
+    path: Path, members: list[Any], metadata: dict[str, Any], step: int, fitted: Calibration | None
+) -> Classifier:
+    from cnn_jax import models
+
     described, config = _described(path, metadata), metadata["config"]
     classes = len(described["class_names"])
     model = models.build(config["model"], classes, config["dtype"])
@@ -161,9 +186,9 @@ def _from_workdir(path: Path, step: int | str, seed: Seed | None) -> Classifier:
         **described,
         log_probabilities=seeds.make_mean(score, members, classes),
         source=str(path),
-        step=number,
+        step=step,
         model=(model, members if metadata.get("seed") == ENSEMBLE else members[0]),
-        notice=notice,
+        calibration=fitted,
     )
 
 
@@ -179,19 +204,34 @@ def _difference(workdir: Path) -> Callable[[dict[str, Any]], str]:
     return lambda metadata: config_lib.difference(held, metadata["config"])
 
 
-def _from_exported(path: Path, seed: Seed | None) -> Classifier:
+def _from_exported(path: Path, seed: Seed | None, trust: bool) -> Classifier:
+    if path.suffix == ".safetensors":
+        from cnn_jax.inference import weights
+
+        header, members = weights.read(path)
+        _check_seed(path, header, seed)
+        fitted = calibration.from_json(header.get("calibration"))
+        return _from_variables(path, members, header, header["step"], fitted)
     from cnn_jax.inference import artifact
 
-    header, log_probabilities = artifact.read(path)
+    header, log_probabilities = artifact.read(path, trust)
+    _check_seed(path, header, seed)
+    return Classifier(
+        **_described(path, header),
+        log_probabilities=log_probabilities,
+        source=str(path),
+        step=header["step"],
+        calibration=calibration.from_json(header.get("calibration")),
+    )
+
+
+def _check_seed(path: Path, header: dict[str, Any], seed: Seed | None) -> None:
     held = header.get("seed", 0)  # not in the header of a run with one seed
     if seed not in (None, held):
         raise UserError(
             f"{path} holds {seeds.describe(held)}: export another from the workdir, python -m cnn_jax.export "
             f"--workdir=... --seed={seed} --output={path}"
         )
-    return Classifier(
-        **_described(path, header), log_probabilities=log_probabilities, source=str(path), step=header["step"]
-    )
 
 
 def _described(path: Path, metadata: dict[str, Any]) -> dict[str, Any]:

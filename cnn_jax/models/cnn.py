@@ -7,9 +7,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from cnn_jax.errors import UserError
-from cnn_jax.keys import BOOLEAN, SHARE, field, number, tuple_of, whole
+from cnn_jax.keys import BOOLEAN, SHARE, field, number, one_of, tuple_of, whole
 from cnn_jax.models.layers import BatchNorm, Conv
 from cnn_jax.models.ops.pool import max_pool
+
+# Random kernels by the name of `config.model.kernel_init`.
+KERNELS = {
+    "glorot": nn.initializers.glorot_uniform(),  # Glorot and Bengio 2010: Keras' default
+    "he": nn.initializers.he_normal(),  # He et al. 2015, arXiv:1502.01852: for ReLUs
+}
 
 
 class CNN(nn.Module):
@@ -23,6 +29,7 @@ class CNN(nn.Module):
       widths: channels of each block; each block halves the height and the width.
       convs_per_block: convolutions per block.
       hidden: units of each hidden dense layer.
+      kernel_init: how random kernels are drawn, one of `KERNELS`.
       batch_norm: whether BatchNorm follows each ReLU.
       bn_momentum: share of the running statistics that a step keeps.
       bn_epsilon: added to the variance.
@@ -35,6 +42,7 @@ class CNN(nn.Module):
     widths: tuple[int, ...] = field((32, 64, 128), tuple_of(whole(1)), "channels of each block")
     convs_per_block: int = field(2, whole(1), "convolutions in each block")
     hidden: tuple[int, ...] = field((128,), tuple_of(whole(1)), "units of each dense layer before the head")
+    kernel_init: str = field("glorot", one_of(*KERNELS), "random kernels: Glorot uniform or He normal")
     batch_norm: bool = field(False, BOOLEAN, "BatchNorm after each ReLU")
     bn_momentum: float = field(0.99, SHARE, "share of BatchNorm's running statistics that a step keeps")
     bn_epsilon: float = field(1e-3, number(0), "added to the variance in BatchNorm")
@@ -47,8 +55,8 @@ class CNN(nn.Module):
         """Returns logits, float32.
 
         With `train`, BatchNorm uses batch statistics (make the collection "batch_stats" mutable) and dropout draws
-        from the stream "dropout". Where the collection "intermediates" is mutable, the share of dead ReLUs of each
-        layer is sown into it, as "dead_LAYER".
+        from the stream "dropout". Where the collection "intermediates" is mutable, the output of each ReLU is sown into
+        it, as "relu_LAYER".
 
         Raises:
           UserError: the images are too small for so many blocks, or `dropout` has the wrong length.
@@ -59,7 +67,7 @@ class CNN(nn.Module):
         for block, width in enumerate(self.widths, 1):
             for conv in range(1, self.convs_per_block + 1):
                 name = f"conv{block}_{conv}"
-                layer = Conv(width, self.dtype, nn.initializers.glorot_uniform(), self.winograd, name=name)
+                layer = Conv(width, self.dtype, KERNELS[self.kernel_init], self.winograd, name=name)
                 x = self._activate(layer(x), name, train)
             x = max_pool(x)
             x = nn.Dropout(next(rates))(x, deterministic=not train)
@@ -85,14 +93,12 @@ class CNN(nn.Module):
             )
 
     def _dense(self, units: int, name: str) -> nn.Dense:
-        return nn.Dense(units, dtype=self.dtype, kernel_init=nn.initializers.glorot_uniform(), name=name)
+        return nn.Dense(units, dtype=self.dtype, kernel_init=KERNELS[self.kernel_init], name=name)
 
     def _activate(self, x: Array, layer: str, train: bool) -> Array:
         x = nn.relu(x)
-        if self.is_mutable_collection("intermediates") and not self.is_initializing():
-            # A unit (a channel or a neuron) that is zero on the whole batch is dead: no gradient passes through it.
-            dead = (x == 0).all(axis=tuple(range(x.ndim - 1)))
-            self.sow("intermediates", f"dead_{layer}", dead.astype(jnp.float32).mean())
+        if not self.is_initializing():
+            self.sow("intermediates", f"relu_{layer}", x)
         if self.batch_norm:
             x = BatchNorm(
                 momentum=self.bn_momentum,

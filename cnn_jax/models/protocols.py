@@ -18,8 +18,8 @@ class Network(Protocol):
     """A classifier of images.
 
     Its parameters are in the collection "params", the running statistics of its BatchNorms in "batch_stats", both
-    float32; dropout draws from the stream "dropout". A network may sow the share of dead ReLUs of a layer into the
-    collection "intermediates" as "dead_LAYER"; `config.diagnostics` records it.
+    float32; dropout draws from the stream "dropout". A network may sow the outputs of ReLUs into the collection
+    "intermediates" as "relu_LAYER"; `config.diagnostics` records their statistics.
 
     Attributes:
       num_classes: number of logits.

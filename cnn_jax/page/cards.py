@@ -46,10 +46,18 @@ STYLE = """<style>
   .three .cnn-prediction ol.cnn-bars { margin-top: 0.3rem; }
 }
 @container (max-width: 34rem) {
-  .cnn-body { grid-template-columns: minmax(0, 1fr); }
+  .cnn-body, .three .cnn-body { grid-template-columns: minmax(0, 1fr); }
+  .cnn-prediction { order: -1; }
   .three .cnn-pictures { grid-template-columns: repeat(2, minmax(0, 1fr)); }
   .three figure:first-child { grid-column: 1 / -1; }
   .three figure:first-child img { aspect-ratio: 16 / 10; }
+}
+@media (max-width: 34rem) {
+  .stMainBlockContainer { padding: 1.2rem 1rem 2rem; }
+  .stMainBlockContainer h1 { font-size: 1.45rem; padding: 0; }
+  .stMainBlockContainer [data-testid="stFileUploaderDropzone"] { padding: 0.5rem 0.75rem; min-height: 0; }
+  .stMainBlockContainer [data-testid="stButtonGroup"] button { flex: none; }
+  .cnn-card { padding: 0.9rem; }
 }
 </style>"""
 

@@ -1,7 +1,6 @@
 """The evaluation tab of the page: scores, confusion matrix and learning curves of a run."""
 
 import json
-import math
 import shlex
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import streamlit as st
 
 from cnn_jax.errors import UserError
 from cnn_jax.evaluation import results
-from cnn_jax.inference import Classifier, seeds
+from cnn_jax.inference import Classifier, calibration, seeds
 from cnn_jax.utils import text
 from cnn_jax.workdir.layout import EVALUATION_FILE, METRICS_FILE
 
@@ -24,24 +23,15 @@ def read_evaluation(workdir: Path) -> dict[str, Any] | None:
     """
     try:
         evaluation = json.loads((workdir / EVALUATION_FILE).read_text())
-        temperature, classes = evaluation["temperature"], len(evaluation["class_names"])
-        complete = np.shape(evaluation["confusion_matrix"]) == (classes, classes)
-        if not complete or (temperature is not None and not 0 < temperature < math.inf):
+        calibration.from_json(evaluation)
+        classes = len(evaluation["class_names"])
+        if np.shape(evaluation["confusion_matrix"]) != (classes, classes):
             raise ValueError
         return evaluation
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError, LookupError):
         raise UserError(f"{EVALUATION_FILE} of this run is damaged. To evaluate it again:") from None
-
-
-def read_temperature(workdir: Path, classifier: Classifier) -> float | None:
-    """Returns the temperature that calibrates the network of a run; None if it has not been fitted."""
-    try:
-        evaluation = read_evaluation(workdir)
-    except UserError:  # shown in the evaluation tab
-        return None
-    return evaluation["temperature"] if evaluation and results.belongs(evaluation, classifier) else None
 
 
 def show_evaluation(workdir: Path, classifier: Classifier) -> None:

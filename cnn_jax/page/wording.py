@@ -6,17 +6,12 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float
 
+from cnn_jax.inference.calibration import PASSING, Calibration
+
 # Calibrated probability of the most probable class, which is the share of such predictions that are right.
 CERTAIN = 0.95
 SURE = 0.80
 LIKELY = 0.60  # below this, the second class is named too
-
-# No class is named below 1 / classes + UNFAMILIAR * (1 - 1 / classes). For ten classes that is 0.50, below which a
-# prediction is more often wrong than right; for two classes it is 0.72. Three networks with 50 to 57 % accuracy on
-# CIFAR-10 gave 0.19 to 0.48 for a temple and a flower, which belong to none of its classes. This is only a hint:
-# networks can be confident on images of no class (Hendrycks and Gimpel 2017, arXiv:1610.02136), as these networks were
-# on some handwritten digits.
-UNFAMILIAR = 4 / 9
 
 _NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
 
@@ -36,13 +31,16 @@ class Verdict:
     familiar: bool
 
 
-def judge(probabilities: Float[np.ndarray, " classes"], class_names: Sequence[str], calibrated: bool) -> Verdict:
+def judge(
+    probabilities: Float[np.ndarray, " classes"], class_names: Sequence[str], calibration: Calibration | None
+) -> Verdict:
     """Returns the prediction and its confidence in words.
 
     Args:
-      probabilities: of one picture.
+      probabilities: of one picture, calibrated if there is a calibration.
       class_names: one per probability.
-      calibrated: whether a temperature was fitted; otherwise the text says that the confidence is not calibrated.
+      calibration: with whose threshold the picture is taken to show none of the classes (docs/inference.md has the
+        rule's errors). Without one, the text says that the confidence is not calibrated, and a class is always named.
     """
     if not np.isfinite(probabilities).all():
         return Verdict(
@@ -52,10 +50,14 @@ def judge(probabilities: Float[np.ndarray, " classes"], class_names: Sequence[st
         )
     order = np.argsort(-probabilities, kind="stable")
     first, confidence = class_names[order[0]], float(probabilities[order[0]])
-    chance = 1 / len(class_names)
-    if confidence < chance + UNFAMILIAR * (1 - chance):
-        nearest = f"The closest class is “{first}”. "
-        return Verdict(_none_of(len(class_names)), nearest + _reliability(confidence, calibrated), False)
+    threshold = calibration.threshold if calibration else None
+    if threshold is not None and confidence < threshold:
+        return Verdict(
+            _none_of(len(class_names)),
+            f"The closest class is “{first}”, with {percent(confidence)}. Of 100 pictures like its training data, "
+            f"{100 * PASSING:.0f} get at least {percent(threshold)}.",
+            False,
+        )
     if confidence >= CERTAIN:
         headline = f"Almost certainly “{first}”."
     elif confidence >= SURE:
@@ -64,7 +66,7 @@ def judge(probabilities: Float[np.ndarray, " classes"], class_names: Sequence[st
         headline = f"Probably “{first}”."
     else:
         headline = f"Perhaps “{first}”, or else “{class_names[order[1]]}”."
-    return Verdict(headline, _reliability(confidence, calibrated), True)
+    return Verdict(headline, _reliability(confidence, calibration is not None), True)
 
 
 def percent(probability: float) -> str:

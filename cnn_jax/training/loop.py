@@ -131,9 +131,11 @@ def _train(
             with report.watch.measure("train"), report.profile(chunk) as wait_for:
                 rows = pipeline.rows(*chunk)
                 with jax.transfer_guard("disallow"):  # the step itself moves nothing between host and device
+                    sharpness = phase.sharpness(chunk, state, rows, pipeline.shared, experiment.keys)
                     state, metrics = phase.train(state, rows, pipeline.shared, experiment.keys, plan.longest_chunk)
                 wait_for(state)
-                recorder.train(chunk, metrics, phase.rate(chunk.stop - 1))  # fetches the previous chunk's metrics
+                # Fetches the previous chunk's metrics.
+                recorder.train(chunk, metrics, phase.rate(chunk.stop - 1), sharpness)
                 now, epoch, score = chunk.stop, plan.epoch_ended(chunk.stop), None
                 save = schedule.due(now, epoch)
                 if epoch or save:

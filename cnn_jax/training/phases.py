@@ -20,6 +20,7 @@ from cnn_jax.training.ema import Average
 from cnn_jax.training.evaluator import Evaluator
 from cnn_jax.training.inputs import FeatureInputs, ImageInputs
 from cnn_jax.training.plan import Plan
+from cnn_jax.training.sharpness import Sharpness
 from cnn_jax.training.state import TrainState
 from cnn_jax.training.step import EvalStep, TrainStep
 
@@ -36,6 +37,7 @@ class Phase:
       on_features: whether the steps take features of a frozen backbone instead of images.
       train: runs a step per row: (state, rows, arrays, keys) to (state, metrics).
       evaluate: scores variables on a split.
+      sharpness: measures the sharpness of the loss before a chunk, where it is due.
       place: how seeds and batches are laid out.
     """
 
@@ -46,6 +48,7 @@ class Phase:
     on_features: bool
     train: Chunk
     evaluate: Evaluator
+    sharpness: Sharpness
     place: Placement
 
     def restart(self, state: TrainState) -> TrainState:
@@ -114,6 +117,7 @@ def make_phases(
                 on_features,
                 train=Chunk(on_rows(step, pipeline.batch), place),
                 evaluate=Evaluator(EvalStep(model, step.inputs), own.eval_batch_size, place),
+                sharpness=Sharpness(step, pipeline.batch, place, own.sharpness_every if own.diagnostics else 0),
                 place=place,
             )
         )

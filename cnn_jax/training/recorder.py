@@ -65,13 +65,25 @@ class Recorder:
     def __exit__(self, *error: Any) -> None:
         self._close.__exit__(*error)
 
-    def train(self, chunk: Chunk, metrics: clu_metrics.Collection, learning_rate: float) -> None:
+    def train(
+        self,
+        chunk: Chunk,
+        metrics: clu_metrics.Collection,
+        learning_rate: float,
+        measured: dict[str, jax.Array] | None = None,
+    ) -> None:
         """Takes the metrics of a chunk, which may still be computed, and records the chunk before it.
+
+        Args:
+          chunk: the steps.
+          metrics: of them.
+          learning_rate: of the last one.
+          measured: further numbers by name, on the device, with the seed axis if there is one.
 
         Raises:
           NotFinite: the loss of the chunk before is not finite.
         """
-        pending, self._pending = self._pending, (chunk, self._fetch.start(metrics), learning_rate)
+        pending, self._pending = self._pending, (chunk, self._fetch.start(metrics) | (measured or {}), learning_rate)
         self._record(pending)
 
     def flush(self) -> None:

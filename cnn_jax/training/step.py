@@ -6,10 +6,9 @@ arguments, under `jax.pmap` with an axis name, and under `jax.vmap` over (state,
 
 import contextlib
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import optax
@@ -20,6 +19,7 @@ from cnn_jax import rng
 from cnn_jax.models import layers
 from cnn_jax.models.protocols import Network
 from cnn_jax.models.trainable import Partition
+from cnn_jax.training.diagnostics import of_layers
 from cnn_jax.training.ema import Average
 from cnn_jax.training.inputs import Batch, Inputs
 from cnn_jax.training.metrics import Classification, TrainMetrics
@@ -53,7 +53,7 @@ class TrainStep:
       inputs: from a batch to the network's input.
       partition: which parameters are trained, and which BatchNorms keep their statistics; None for all and none.
       label_smoothing: see `soft_targets`.
-      diagnostics: whether the gradient norm and the share of dead ReLUs of each layer are reported.
+      diagnostics: whether the metrics have those of each layer (see `cnn_jax.training.diagnostics`).
       average: how `state.average` is updated; None without averaging.
       class_weights: a factor of the loss for each class; None for 1 everywhere. A mixed target has the mixed loss.
       skip_not_finite: whether an update is dropped whose loss or gradient is not finite. The state then stays as it
@@ -85,15 +85,18 @@ class TrainStep:
 
     def init_optimizer(self, params: PyTree) -> PyTree:
         """Returns the state of the optimizer before the first step."""
-        return self.optimizer.init(self._trained(params))
+        return self.optimizer.init(self.trained(params))
 
     def __call__(self, state: TrainState, batch: Batch, key: PRNGKeyArray) -> tuple[TrainState, clu_metrics.Collection]:
         """Returns the state after one step, and the metrics of its batch before the update."""
-        trained = self._trained(state.params)
+        trained = self.trained(state.params)
         grads, (logits, losses, updated) = self.gradients(state, batch, key)
         with jax.numpy_dtype_promotion("standard"):  # optax divides by numbers of steps, which are integers
             updates, opt_state = self.optimizer.update(grads, state.opt_state, trained)
-        diagnostics, mask = _diagnose(grads, updated) if self.diagnostics else {}, batch["mask"]
+        diagnostics, mask = {}, batch["mask"]
+        if self.diagnostics:
+            sown = updated.get("intermediates", {})
+            diagnostics = of_layers(trained, grads, updates, sown, logits, self.axis_name)
         if self.skip_not_finite:
             finite = self._finite(losses, mask, grads)
             diagnostics, mask = diagnostics | {SKIPPED: 1 - finite.astype(jnp.float32)}, mask & finite
@@ -121,10 +124,12 @@ class TrainStep:
             )
         return state, metrics
 
-    def gradients(
+    def loss(
         self, state: TrainState, batch: Batch, key: PRNGKeyArray, **capture: Any
-    ) -> tuple[PyTree, tuple[jax.Array, jax.Array, Mapping[str, Any]]]:
-        """Returns the gradients of a step, and (logits, losses, updated collections) of its forward pass.
+    ) -> Callable[[PyTree], tuple[Array, Any]]:
+        """Returns the loss of a batch as a function of the trained parameters, for `jax.grad` with `has_aux`.
+
+        Its second result is the logits, the loss of each example, and the collections that the network updates.
 
         Args:
           state: before the step.
@@ -159,7 +164,16 @@ class TrainStep:
             # Divided by the examples of all devices: the gradients of the parts then add up to that of the whole.
             return jnp.where(batch["mask"], losses, 0).sum() / count.astype(losses.dtype), (logits, losses, updated)
 
-        grads, aux = jax.grad(loss_fn, has_aux=True)(self._trained(state.params))
+        return loss_fn
+
+    def gradients(
+        self, state: TrainState, batch: Batch, key: PRNGKeyArray, **capture: Any
+    ) -> tuple[PyTree, tuple[jax.Array, jax.Array, Mapping[str, Any]]]:
+        """Returns the gradients of a step, and (logits, losses, updated collections) of its forward pass.
+
+        The arguments are those of `loss`.
+        """
+        grads, aux = jax.grad(self.loss(state, batch, key, **capture), has_aux=True)(self.trained(state.params))
         return grads if self.axis_name is None else jax.lax.psum(grads, self.axis_name), aux
 
     def _finite(self, losses: jax.Array, mask: jax.Array, grads: PyTree) -> jax.Array:
@@ -168,7 +182,8 @@ class TrainStep:
         finite = jnp.stack([each.all() for each in all_finite]).all()
         return finite if self.axis_name is None else jax.lax.pmin(finite.astype(jnp.int32), self.axis_name) > 0
 
-    def _trained(self, params: PyTree) -> PyTree:
+    def trained(self, params: PyTree) -> PyTree:
+        """Returns the parameters with None in place of those that are not trained."""
         return self.partition.trained(params) if self.partition else params
 
     def _merge(self, trained: PyTree, params: PyTree) -> PyTree:
@@ -201,12 +216,3 @@ class EvalStep:
         return Classification.single_from_model_output(
             logits=logits, labels=batch["label"], loss=losses, mask=batch["mask"]
         )
-
-
-def _diagnose(grads: PyTree, updated: Mapping[str, Any]) -> dict[str, jax.Array]:
-    """Returns the gradient norm of each layer's kernel and the share of its ReLUs that were zero on the whole batch."""
-    kernels = {path[:-1]: grad for path, grad in flax.traverse_util.flatten_dict(grads).items() if path[-1] == "kernel"}
-    norms = {f"grad_norm/{'/'.join(path)}": jnp.linalg.norm(grad) for path, grad in kernels.items() if grad is not None}
-    sown = updated.get("intermediates", {})
-    dead = {f"dead_relu/{n.removeprefix('dead_')}": v[0] for n, v in sown.items() if n.startswith("dead_")}
-    return norms | dead

@@ -161,7 +161,7 @@ class Checkpoints:
             for other in self._steps.values():
                 if not other.finished and other.number != step.number:
                     logging.error("Step %d has no valid manifest: step %d is used.", other.number, step.number)
-            self._check_data(metadata)
+            self._check_data(metadata or {})
             if manifest.records_changed(self.directory / str(step.number), self._records):
                 logging.error(
                     "%s is damaged: records up to step %d are not those of the run.", self._records, step.number

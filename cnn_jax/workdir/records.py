@@ -1,6 +1,5 @@
 """Records of a run: metrics.jsonl, and the same numbers for TensorBoard and other loggers."""
 
-import contextlib
 import json
 import math
 import os

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from cnn_jax.inference import Classifier
-from cnn_jax.inference.saliency import make_saliency, overlay
+from cnn_jax.inference.saliency import make_grad_cam, make_saliency, overlay
 from cnn_jax.transforms.preprocess import Preprocessing
 
 
@@ -87,3 +87,66 @@ def test_the_overlay_is_grey_without_saliency_and_orange_with_it():
     grey = picture[strength == 0].astype(int)
     assert (grey.max(-1) == grey.min(-1)).all()
     assert list(picture[1, 1]) == [237, 92, 0]
+
+
+class Convolution(nn.Module):
+    """Two feature maps, their means, and a linear head: Grad-CAM's weights are those of the head."""
+
+    @nn.compact
+    def __call__(self, images, *, train):
+        features = nn.relu(nn.Conv(2, (1, 1), name="conv")(images))
+        features = nn.Dropout(0.5)(nn.max_pool(nn.Dense(2, name="mix")(features), (2, 2), (2, 2)), deterministic=True)
+        return nn.Dense(3, name="head")(features.mean((1, 2)))
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_grad_cam_weighs_the_feature_maps_by_their_mean_gradient(seeds):
+    network, images = Convolution(), np.random.RandomState(0).randint(0, 256, (2, 8, 8, 3)).astype(np.uint8)
+    members = [network.init(jax.random.key(seed), jnp.zeros((1, 8, 8, 3)), train=False) for seed in range(seeds)]
+
+    def log_probabilities(pixels):
+        scaled = PLAIN(jnp.asarray(pixels))
+        outputs = [jax.nn.softmax(network.apply(one, scaled, train=False)) for one in members]
+        return jnp.log(jnp.mean(jnp.stack(outputs), 0))
+
+    bound = dataclasses.replace(
+        classifier(network),
+        class_names=("a", "b", "c"),
+        log_probabilities=log_probabilities,
+        metadata={"seed": "ensemble"} if seeds > 1 else {},
+        model=(network, members if seeds > 1 else members[0]),
+    )
+    found = np.asarray(make_grad_cam(bound)(images))
+    expected = np.zeros((2, 8, 8))
+    for index, predicted in enumerate(np.asarray(log_probabilities(images)).argmax(-1)):
+        for variables in members:
+            params = jax.tree.map(np.asarray, variables["params"])
+            features = np.maximum(images[index] / 255 @ params["conv"]["kernel"][0, 0] + params["conv"]["bias"], 0)
+            features = features @ params["mix"]["kernel"] + params["mix"]["bias"]
+            # A maximum passes the gradient to one pixel of four: a mean of head / 16 / 4 over the 64 pixels.
+            heat = np.maximum(features @ params["head"]["kernel"][:, predicted], 0)
+            expected[index] += heat / max(heat.max(), 1e-30) / seeds
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_a_network_without_feature_maps_has_no_grad_cam():
+    assert make_grad_cam(classifier(OnePixel())) is None
+    bound = dataclasses.replace(classifier(Convolution()), input_size=(3, 3))
+    variables = Convolution().init(jax.random.key(0), jnp.zeros((1, 3, 3, 3)), train=False)
+    assert make_grad_cam(dataclasses.replace(bound, model=(Convolution(), variables))) is None
+
+
+def test_real_networks_have_grad_cam():
+    from cnn_jax import models
+
+    for name in ("cnn", "resnet18", "speednet"):
+        network = models.build({"name": name}, 2)
+        variables = network.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), train=False)
+        bound = dataclasses.replace(classifier(network), input_size=(32, 32), model=(network, variables))
+
+        def log_probabilities(images, network=network, variables=variables):
+            return network.apply(variables, PLAIN(jnp.asarray(images)), train=False)
+
+        bound = dataclasses.replace(bound, log_probabilities=log_probabilities)
+        heat = np.asarray(make_grad_cam(bound)(np.random.RandomState(0).randint(0, 256, (1, 32, 32, 3), np.uint8)))
+        assert heat.shape == (1, 32, 32) and 0 <= heat.min() <= heat.max() <= 1

@@ -90,11 +90,22 @@ def test_dropout_acts_only_in_training(variables, images):
     assert (np.asarray(logits(True, 0)) != np.asarray(logits(True, 1))).any()
 
 
-def test_dead_relus_are_counted(variables, images):
+def test_outputs_of_relus_are_sown(variables, images):
     params = jax.tree.map(lambda x: x, variables["params"])
     params["conv1_1"] = {"kernel": params["conv1_1"]["kernel"] * 0, "bias": jnp.array([-1.0, -1.0, 1.0])}
     _, sown = SMALL.apply({**variables, "params": params}, images, train=False, mutable=["intermediates"])
-    np.testing.assert_allclose(sown["intermediates"]["dead_conv1_1"][0], 2 / 3)
+    (output,) = sown["intermediates"]["relu_conv1_1"]
+    np.testing.assert_array_equal(output, np.broadcast_to([0.0, 0.0, 1.0], (*images.shape[:3], 3)))
+
+
+@pytest.mark.parametrize("kernel_init, gain", [("glorot", 1), ("he", 2)])
+def test_kernels_have_the_variance_of_their_initialisation(kernel_init, gain):
+    """Glorot: 2 / (inputs + outputs) of a unit; He: 2 / inputs."""
+    network = CNN(10, widths=(64,), convs_per_block=2, hidden=(64,), kernel_init=kernel_init)
+    params = network.init(rng.root(0), jnp.zeros((1, 8, 8, 3)), train=False)["params"]
+    conv, dense = params["conv1_2"]["kernel"], params["dense1"]["kernel"]  # 64 channels to 64; 1024 units to 64
+    np.testing.assert_allclose(conv.var(), gain / (9 * 64), rtol=0.03)
+    np.testing.assert_allclose(dense.var(), 2 / (1024 + 64 if kernel_init == "glorot" else 1024), rtol=0.03)
 
 
 def test_bfloat16_keeps_parameters_statistics_and_logits_in_float32(images):

@@ -174,8 +174,7 @@ def test_pmap_over_four_devices_equals_jit_on_one(name):
         assert_close(lane(many, device), one)
     first = summarise(lane(many_metrics, 0))
     expected = summarise(one_metrics)
-    dead = [name for name in expected if name.startswith("dead_relu")]  # a unit may be dead on a part of the batch
-    assert_close({k: first[k] for k in first if k not in dead}, {k: expected[k] for k in expected if k not in dead})
+    assert_close(first, expected)
 
 
 def test_dropout_differs_between_devices_under_pmap():
@@ -215,18 +214,6 @@ def test_vmap_over_seeds_equals_single_runs():
     for seed in (0, 1):
         one, _ = jax.jit(train_step)(state, batches[seed], keys[seed])
         assert_close(lane(many.params, seed), one.params)
-
-
-def test_diagnostics_name_every_layer():
-    config = narrow("batchnorm")
-    config.diagnostics = True
-    state, train_step = make(config)
-    _, metrics = train_step(state, make_batch(), rng.root(0))
-    values = summarise(metrics)
-    layers = ["conv1_1", "conv2_1", "dense1"]
-    assert {f"dead_relu/{layer}" for layer in layers} <= set(values)
-    assert {f"grad_norm/{layer}" for layer in [*layers, "head"]} <= set(values)
-    assert all(0 <= float(values[f"dead_relu/{layer}"]) <= 1 for layer in layers)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,8 @@ import numpy as np
 
 from cnn_jax.errors import UserError
 
+_MOST_NAMES = 10_000
+
 Layer = dict[str, np.ndarray]  # weights by their names in the file, in the file's order
 
 
@@ -23,8 +25,8 @@ def read(path: str | Path) -> dict[str, Layer]:
       UserError: the file cannot be read, or has another format.
     """
     with open_hdf5(path) as file:
-        root = file if "layer_names" in file.attrs or "model_weights" not in file else file["model_weights"]
-        layers = {name: _read_layer(_get(root, name)) for name in _names(root, "layer_names")}
+        root = file if "layer_names" in file.attrs or "model_weights" not in file else get(file, "model_weights")
+        layers = {name: _read_layer(get(root, name)) for name in _names(root, "layer_names")}
         if not layers:
             raise UserError(f"{path} has no list of layers: it is not a file of weights in Keras' legacy format.")
         return {name: layer for name, layer in layers.items() if layer}
@@ -55,19 +57,60 @@ def open_hdf5(path: str | Path) -> Iterator[Any]:
         ) from None
 
 
+def get(group: Any, name: str) -> Any:
+    """Returns a member of a group, by a path below it; links to other files are not followed.
+
+    Raises:
+      UserError: there is no such member, or it is outside this file.
+    """
+    import h5py
+
+    for part in filter(None, name.split("/")):
+        link = group.get(part, getlink=True) if isinstance(group, h5py.Group) else None
+        if link is None:
+            raise UserError(f"{group.file.filename} lists {group.name.rstrip('/')}/{part}, but does not have it.")
+        if not isinstance(link, h5py.HardLink):
+            raise UserError(f"{group.file.filename}: {group.name.rstrip('/')}/{part} is a link, which is not followed.")
+        group = group[part]
+    return group
+
+
+def read_array(dataset: Any) -> np.ndarray:
+    """Returns a dataset as float32; only one whose values are in this file, uncompressed.
+
+    So it allocates no more than the file has.
+
+    Raises:
+      UserError: it is no such dataset.
+    """
+    import h5py
+
+    where = f"{dataset.file.filename}: {dataset.name}"
+    if not isinstance(dataset, h5py.Dataset) or dataset.dtype.kind not in "fiu":
+        raise UserError(f"{where} is not an array of numbers.")
+    stored = dataset.id.get_storage_size()
+    if dataset.external or dataset.is_virtual or stored != dataset.nbytes:
+        raise UserError(
+            f"{where} has {dataset.nbytes:,} bytes, of which the file stores {stored:,}: it is compressed, incomplete "
+            "or in another file, which Keras does not write."
+        )
+    return np.asarray(dataset, np.float32)
+
+
 def _read_layer(group: Any) -> Layer:
-    return {name: np.asarray(_get(group, name), np.float32) for name in _names(group, "weight_names")}
-
-
-def _get(group: Any, name: str) -> Any:
-    if name not in group:
-        raise UserError(f"{group.file.filename} lists {group.name.rstrip('/')}/{name}, but does not have it.")
-    return group[name]
+    return {name: read_array(get(group, name)) for name in _names(group, "weight_names")}
 
 
 def _names(group: Any, attribute: str) -> list[str]:
     """Returns a list of names; a long one is split over several attributes, whose size HDF5 limits."""
     numbered = (f"{attribute}{part}" for part in count())
     parts = [attribute] if attribute in group.attrs else takewhile(group.attrs.__contains__, numbered)
-    names = [name for part in parts for name in group.attrs[part]]
+    names = []
+    for part in parts:
+        held = group.attrs.get_id(part)
+        # Keras writes texts of fixed or variable length. (On damaged ones of variable length, HDF5 itself can hang.)
+        shape, is_text = held.shape, held.dtype.kind in "SO"
+        if shape is None or len(shape) != 1 or shape[0] > _MOST_NAMES or not (is_text or shape[0] == 0):
+            raise UserError(f"{group.file.filename}: {part} is not a list of at most {_MOST_NAMES:,} names.")
+        names += list(group.attrs[part])
     return [name.decode() if isinstance(name, bytes) else str(name) for name in names]

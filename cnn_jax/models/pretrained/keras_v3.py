@@ -2,10 +2,8 @@
 
 from pathlib import Path
 
-import numpy as np
-
 from cnn_jax.errors import UserError
-from cnn_jax.models.pretrained.keras_legacy import Layer, open_hdf5
+from cnn_jax.models.pretrained.keras_legacy import Layer, get, open_hdf5, read_array
 
 _LAYERS = "layers"
 
@@ -35,9 +33,11 @@ def read(path: str | Path) -> dict[str, Layer]:
     with open_hdf5(path) as file:
         if _LAYERS not in file:
             raise UserError(f"{path} has no group '{_LAYERS}': it is not a file of weights of Keras 3.")
-        layers = {name: group["vars"] for name, group in file[_LAYERS].items() if "vars" in group}
+        layers = get(file, _LAYERS)
+        groups = {name: get(layers, name) for name in layers}
+        layers = {name: get(group, "vars") for name, group in groups.items() if "vars" in group}
         return {
-            name: {f"vars/{key}": np.asarray(values[key], np.float32) for key in sorted(values, key=int)}
+            name: {f"vars/{key}": read_array(get(values, key)) for key in sorted(values, key=int)}
             for name, values in layers.items()
             if len(values)
         }

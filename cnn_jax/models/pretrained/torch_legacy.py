@@ -21,6 +21,8 @@ from cnn_jax.errors import UserError
 MAGIC, VERSION = 0x1950A86A20F9469CFC6C, 1001
 _ZIP = b"PK\x03\x04"
 _MOST_AXES = 32
+_MOST_INSTRUCTIONS = 200_000  # of a pickle; the published weights of EfficientNet-Lite0 take some 10,000
+_MOST_BYTES = 2**33
 # Element types of torch's storage classes, little-endian.
 _STORAGES = {
     ("torch", "DoubleStorage"): "<f8",
@@ -71,6 +73,8 @@ def read(path: Path | str) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise UserError(f"There is no file {path}: correct the path of the weights (config.model.weights).")
     try:
+        if path.stat().st_size > _MOST_BYTES:
+            raise UserError(f"{path} has more than {_MOST_BYTES >> 30} GiB: it is not a file of weights.")
         content = path.read_bytes()
     except OSError as error:
         raise UserError(f"Cannot read {path}: {error.strerror}.") from None
@@ -143,7 +147,8 @@ def _view(name: str, tensor: _Tensor, arrays: dict[str, np.ndarray]) -> np.ndarr
         return np.empty(size, array.dtype)
     last = offset + sum((length - 1) * step for length, step in zip(size, stride, strict=True))
     _require(last < storage.count, f"{name[:80]} reaches beyond its storage")
-    strides = tuple(step * array.itemsize for step in stride)
+    # The stride of an axis of length 1 is never used, and NumPy refuses those beyond its integers.
+    strides = tuple(step * array.itemsize if length > 1 else 0 for length, step in zip(size, stride, strict=True))
     return np.lib.stride_tricks.as_strided(array[offset:], size, strides)
 
 
@@ -162,9 +167,13 @@ class _Interpreter:
 
     def load(self) -> Any:
         """Runs the pickle and returns its object; the file is then positioned after it."""
-        while (opcode := self._take(1)) != pickle.STOP:
+        for _ in range(_MOST_INSTRUCTIONS):
+            if (opcode := self._take(1)) == pickle.STOP:
+                break
             _require(opcode in _INSTRUCTIONS, f"it has the opcode {opcode!r}, which no file of tensors needs")
             _INSTRUCTIONS[opcode](self)
+        else:
+            raise _Refused(f"a pickle has more than {_MOST_INSTRUCTIONS:,} instructions")
         value = self._pop()
         _require(not self._stack, "a pickle does not end with an empty stack")
         return value

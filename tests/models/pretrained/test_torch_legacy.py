@@ -4,6 +4,7 @@ import os
 import pickle
 import random
 import struct
+import time
 import tracemalloc
 
 import numpy as np
@@ -111,6 +112,7 @@ def test_reads_what_was_written(read):
         (tensor(stride=(1, 2)), [[0, 2], [1, 3]]),
         (tensor(size=(2, 2), stride=(0, 3)), [[0, 3], [0, 3]]),
         (tensor(size=(), stride=(), offset=3), 3),
+        (tensor(size=(1, 2), stride=(2**62, 1), offset=2), [[2, 3]]),  # the stride of one element is never used
         (tensor(size=(0, 7), stride=(7, 1)), np.zeros((0, 7))),
         (tensor(extra=(b"\x88", b"}", b"}")), [[0, 1], [2, 3]]),
     ],
@@ -263,6 +265,13 @@ def good_with(**changes):
 def test_says_what_is_wrong(read, content, message):
     with pytest.raises(UserError, match=message):
         read(content)
+
+
+def test_megabytes_of_nested_tuples_are_refused_at_once(read):
+    start = time.process_time()
+    with pytest.raises(UserError, match=r"a pickle has more than 200,000 instructions"):
+        read(file_of(b")" + b"\x85" * 3_000_000))
+    assert time.process_time() - start < 10
 
 
 def test_a_missing_file_is_one_clear_line(tmp_path):
