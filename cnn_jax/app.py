@@ -99,6 +99,8 @@ def main() -> None:
         explain_usage(str(error))
         return
     classifier = network.classifier
+    if classifier.notice:
+        st.warning(classifier.notice)
     if source.is_file():
         show_predictions(network, classifier.calibration)
     else:

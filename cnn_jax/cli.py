@@ -131,16 +131,23 @@ def run(
     def guarded(argv: Sequence[str]) -> int | None:
         try:
             status = main(*[list(argv[1:])] * positional, *[changed] * overrides)
-            if sys.stdout:  # None where it is closed
-                sys.stdout.flush()  # here, so that a closed pipe causes no traceback
-            return status
         except UserError as error:
-            return _fail(error)
+            status = _fail(error)
         except BrokenPipeError:
-            discard_output()
-            return _PIPE_CLOSED
+            status = _PIPE_CLOSED
         except KeyboardInterrupt:
-            return _fail("Interrupted.") + 129  # 128 + SIGINT, as in shells
+            status = _fail("Interrupted.") + 129  # 128 + SIGINT, as in shells
+        try:
+            if sys.stdout:  # None where it is closed
+                sys.stdout.flush()  # here, so that a closed pipe or a full disk causes no traceback
+        except BrokenPipeError:
+            status = _PIPE_CLOSED
+        except OSError as error:
+            status = _fail(f"Cannot write to standard output: {error.strerror}.")
+        else:
+            return status
+        discard_output()
+        return status
 
     app.run(guarded, flags_parser=parse)
 

@@ -59,7 +59,7 @@ def kill_and_repeat(config, workdir, step):
     command.append("--config.checkpoint.minutes=0.00001")
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
-    while not (workdir / "checkpoints" / str(step) / "sha256.json").exists():
+    while not (workdir / "checkpoints" / str(step)).exists():
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.005)
     process.kill()

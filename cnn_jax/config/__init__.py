@@ -1,6 +1,6 @@
 """Configurations: loading a stage, refusing impossible values, comparing with the one in a workdir."""
 
-from cnn_jax.config.comparison import FREE, check_same, with_defaults, write
+from cnn_jax.config.comparison import FREE, check_same, difference, with_defaults, write
 from cnn_jax.config.listing import as_json, listing
 from cnn_jax.config.loading import describe, load, make_stages_importable, stages_hint, use_network
 from cnn_jax.config.phases import phases
@@ -14,6 +14,7 @@ __all__ = [
     "as_json",
     "check_same",
     "describe",
+    "difference",
     "flatten",
     "keys_of",
     "listing",

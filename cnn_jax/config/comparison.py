@@ -36,27 +36,50 @@ def check_same(config: ConfigDict, path: Path) -> dict[str, tuple[Any, Any]]:
       UserError: the two would compute other numbers, or the file is damaged.
     """
     try:
-        held = flatten(json.loads(path.read_text()))
+        asked, held = _flatten(config.to_dict()), _flatten(json.loads(path.read_text()))
     except (ValueError, AttributeError):  # no JSON, or none with keys
         raise UserError(f"{path} is damaged: restore it, or take another --workdir.") from None
-    asked = flatten(_as_json(config.to_dict()))
-    held = with_defaults(held)
+    differ = _compare(asked, held)
+    if all(_lengthens(key, *values, held) for key, values in differ.items()):
+        _check_continuable(differ, held, path.parent)
+        return differ
+    raise UserError(
+        f"{path.parent} holds another run: {_describe(differ)}. Take another --workdir, or the same configuration to "
+        "resume that run."
+    )
+
+
+def difference(here: Any, there: Any) -> str:
+    """Returns which keys of two configs, as JSON holds them, make them those of different runs; "" for the same run.
+
+    Args:
+      here: of the run, which may have become longer.
+      there: of an earlier part of the run, or of another one.
+    """
+    asked, held = _flatten(here), _flatten(there)
+    differ = _compare(asked, held)
+    return "" if all(_lengthens(key, *values, held) for key, values in differ.items()) else _describe(differ)
+
+
+def _flatten(config: Any) -> dict[str, Any]:
+    return with_defaults(flatten(_as_json(config)))
+
+
+def _compare(asked: dict[str, Any], held: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Returns the keys that make two flat configs compute different numbers, each with both values."""
     # With early stopping, how often the validation images are scored decides when a run ends.
     free = [key for key in FREE if not (key == "eval.epochs" and asked["early_stopping.patience"])]
-    differ = {
+    return {
         key: (held.get(key), asked.get(key))
         for key in asked | held
         if key not in free and held.get(key) != asked.get(key)
     }
-    if all(_lengthens(key, *values, held) for key, values in differ.items()):
-        _check_continuable(differ, held, path.parent)
-        return differ
+
+
+def _describe(differ: dict[str, tuple[Any, Any]]) -> str:
     texts = [f"config.{key} is {there!r} there and {here!r} here" for key, (there, here) in differ.items()]
     more = f", and {len(texts) - 3} more" if len(texts) > 3 else ""
-    raise UserError(
-        f"{path.parent} holds another run: {'; '.join(texts[:3])}{more}. Take another --workdir, or the same "
-        "configuration to resume that run."
-    )
+    return f"{'; '.join(texts[:3])}{more}"
 
 
 def _lengthens(key: str, there: Any, here: Any, held: dict[str, Any]) -> bool:
@@ -99,6 +122,6 @@ def with_defaults(held: dict[str, Any]) -> dict[str, Any]:
     return _as_json(defaults(keys)) | held
 
 
-def _as_json(values: dict[str, Any]) -> dict[str, Any]:
+def _as_json(values: Any) -> Any:
     """Returns values as they are after writing and reading: lists in place of tuples."""
     return json.loads(json.dumps(values))

@@ -1,6 +1,7 @@
 """Image classifier restored from a workdir or an exported file."""
 
 import dataclasses
+import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from jaxtyping import Float, UInt8
 from PIL import Image
 
@@ -20,7 +22,7 @@ from cnn_jax.inference.calibration import Calibration
 from cnn_jax.inference.seeds import ENSEMBLE, Seed
 from cnn_jax.transforms.preprocess import Preprocessing
 from cnn_jax.transforms.tta import NO_TTA, TTA
-from cnn_jax.workdir.layout import CHECKPOINT_FOLDER
+from cnn_jax.workdir.layout import CHECKPOINT_FOLDER, CONFIG_FILE
 
 # Compiling takes seconds, so only these sizes are compiled; a batch is padded to the next larger one.
 BATCH_SIZES = (1, 16, 128)
@@ -44,6 +46,7 @@ class Classifier:
       model: the network and its variables {params, batch_stats}, of an ensemble the list of each seed's variables; None
         for an exported program.
       calibration: fitted by `python -m cnn_jax.evaluate`; None if it has not been fitted for this network.
+      notice: why another step than the one asked for was read, or damage to it would not be noticed; normally "".
     """
 
     class_names: tuple[str, ...]
@@ -55,6 +58,7 @@ class Classifier:
     metadata: dict[str, Any]
     model: tuple[Any, Any] | None = None
     calibration: Calibration | None = None
+    notice: str = ""
 
     @property
     def seed(self) -> Seed | None:
@@ -130,7 +134,8 @@ def load_classifier(
 
     Args:
       source: a workdir, or a file that `python -m cnn_jax.export` wrote, as jaxexport or safetensors.
-      step: the checkpoint of a workdir: a number, "latest", or "best" by validation accuracy.
+      step: the checkpoint of a workdir: a number, "latest", or "best" by validation accuracy. Where the latest or the
+        best is damaged, the newest intact one is read, and `notice` and a log line say so.
       seed: of a run with several seeds, the index of one (0 is the seed `config.seed`), or "ensemble" for the mean of
         the probabilities of all. None for the first, or for what an exported file holds.
       lane: the old name of `seed`, for an index.
@@ -156,9 +161,12 @@ def _from_workdir(path: Path, step: int | str, seed: Seed | None) -> Classifier:
     # Imported here, because an exported file needs neither Orbax nor Flax, which take most of a second to import.
     from cnn_jax.workdir.checkpoint import restore_model
 
-    number, variables, metadata = restore_model(path / CHECKPOINT_FOLDER, step)
+    number, variables, metadata, notice = restore_model(path / CHECKPOINT_FOLDER, step, _difference(path))
+    if notice:
+        logging.error("%s", notice)
     members, metadata = seeds.select(path, variables, metadata, seed)
-    return _from_variables(path, members, metadata, number, calibration.read(path, number, metadata.get("seed")))
+    fitted = calibration.read(path, number, metadata.get("seed"))
+    return dataclasses.replace(_from_variables(path, members, metadata, number, fitted), notice=notice)
 
 
 def _from_variables(
@@ -182,6 +190,18 @@ def _from_variables(
         model=(model, members if metadata.get("seed") == ENSEMBLE else members[0]),
         calibration=fitted,
     )
+
+
+def _difference(workdir: Path) -> Callable[[dict[str, Any]], str]:
+    """Returns a function from the metadata of a step to what shows that it belongs to another run."""
+    from cnn_jax import config as config_lib
+
+    try:
+        held = json.loads((workdir / CONFIG_FILE).read_text())
+        config_lib.difference(held, held)
+    except (OSError, ValueError, AttributeError):  # missing or damaged: inference can do without
+        return lambda metadata: ""
+    return lambda metadata: config_lib.difference(held, metadata["config"])
 
 
 def _from_exported(path: Path, seed: Seed | None, trust: bool) -> Classifier:

@@ -42,7 +42,7 @@ class SourceRun:
           UserError: there is none, or it is damaged.
         """
         try:
-            step, variables, metadata = restore_model(Path(workdir).expanduser() / CHECKPOINT_FOLDER, "best")
+            step, variables, metadata, _ = restore_model(Path(workdir).expanduser() / CHECKPOINT_FOLDER, "best")
         except UserError as error:
             raise UserError(f"config.init_from is {workdir!r}: {error}") from None
         if metadata["config"].get("seeds", 1) > 1:

@@ -30,8 +30,10 @@ from cnn_jax.utils import files
 from cnn_jax.utils.text import count
 from cnn_jax.workdir import provenance
 from cnn_jax.workdir.checkpoint import FINGERPRINT, Checkpoints
+from cnn_jax.workdir.disk import errors_in_one_line
 from cnn_jax.workdir.interrupt import Interrupt
 from cnn_jax.workdir.layout import CHECKPOINT_FOLDER, CONFIG_FILE, PROFILE_FOLDER, TIMES_FILE
+from cnn_jax.workdir.lock import Lock
 from cnn_jax.workdir.records import read_metrics
 from cnn_jax.workdir.stopwatch import Stopwatch
 
@@ -53,10 +55,27 @@ def train(config: ConfigDict, workdir: str) -> int:
         finite.
     """
     config_lib.validate(config)
-    folder, watch = Path(workdir).expanduser(), Stopwatch()
-    longer = _open_workdir(config, folder)
+    folder = Path(workdir).expanduser()
+    with errors_in_one_line(folder), Lock(folder):
+        return _run(config, folder, _check_workdir(config, folder))
+
+
+def _run(config: ConfigDict, folder: Path, longer: dict[str, tuple[Any, Any]]) -> int:
+    """Does what `train` says, in a workdir that no other process writes to.
+
+    Args:
+      config: of the run.
+      folder: the workdir.
+      longer: by what this run is longer than the one in it (see `cnn_jax.config.check_same`).
+    """
+    watch = Stopwatch()
     experiment = Experiment(config, data.load(config.data), features_folder(config, folder))
-    with Interrupt() as interrupt, Checkpoints(folder / CHECKPOINT_FOLDER, experiment.metadata) as checkpoints:
+
+    def difference(metadata: dict[str, Any]) -> str:
+        return config_lib.difference(config.to_dict(), metadata["config"])
+
+    opened = Checkpoints(folder / CHECKPOINT_FOLDER, experiment.metadata, difference)
+    with Interrupt() as interrupt, opened as checkpoints:
         with watch.measure("initialise"):
             # 1. This run's last checkpoint. 2. Another run's. 3. Pretrained weights. 4. Random weights.
             start, state = experiment.restore(checkpoints) or (0, experiment.init())
@@ -290,7 +309,8 @@ class _Report:
     def _recorded_test(self, step: int) -> dict[str, Any] | None:
         """Returns the scores on the test split, if an earlier process recorded them at this step."""
         records = read_metrics(self._folder)
-        return next((r for r in records if (r["step"], r["split"]) == (step, "test")), None)
+        of_test = (r for r in records if (r["step"], r["split"]) == (step, "test"))
+        return next((record for record in of_test if set(NAMES) <= record.keys()), None)
 
     def _score_test(self, state: TrainState, step: int) -> dict[str, Any]:
         known = set(self._experiment.splits.duplicates)
@@ -331,15 +351,18 @@ class _Report:
             file.write(json.dumps(times, indent=1) + "\n")
 
 
-def _open_workdir(config: ConfigDict, folder: Path) -> dict[str, tuple[Any, Any]]:
-    """Creates the workdir, or returns by what this run is longer than the one in it (see `config.check_same`)."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise UserError(f"Cannot write to --workdir={folder}: {error.strerror}. Take another one.") from None
+def _check_workdir(config: ConfigDict, folder: Path) -> dict[str, tuple[Any, Any]]:
+    """Returns by what this run is longer than the one in the workdir (see `cnn_jax.config.check_same`).
+
+    Raises:
+      UserError: the workdir holds another run, or perhaps does.
+    """
     if (folder / CONFIG_FILE).exists():
         return config_lib.check_same(config, folder / CONFIG_FILE)
+    checkpoints = folder / CHECKPOINT_FOLDER
+    if checkpoints.is_dir() and any(path.name.isdigit() for path in checkpoints.iterdir()):
+        raise UserError(
+            f"{folder} has checkpoints but no {CONFIG_FILE}, so it may hold another run. Bring that file back, or take "
+            "another --workdir."
+        )
     return {}

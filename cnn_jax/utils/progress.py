@@ -1,6 +1,10 @@
 """The console for progress, and bars outside the training loop."""
 
+import contextlib
+import os
 import sys
+from collections.abc import Iterator
+from typing import IO, Any, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
@@ -9,7 +13,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 def error_console() -> Console:
     """Returns a console on standard error; no terminal in notebooks, though they ask rich for colours."""
     terminal = sys.stderr is not None and sys.stderr.isatty()
-    return Console(stderr=True, force_terminal=None if terminal else False, force_jupyter=False)
+    file = cast(IO[str], _StandardError())
+    return Console(file=file, force_terminal=None if terminal else False, force_jupyter=False)
 
 
 def bar(count: ProgressColumn | None = None, shown: bool = True) -> Progress:
@@ -32,3 +37,27 @@ def bar(count: ProgressColumn | None = None, shown: bool = True) -> Progress:
         disable=not (shown and console.is_terminal),
         redirect_stdout=False,
     )
+
+
+class _StandardError:
+    """Standard error, until its reader is gone: what is written afterwards is lost, and the run goes on."""
+
+    def write(self, text: str) -> None:
+        if sys.stderr:  # None where it is closed
+            with self._losing_output():
+                sys.stderr.write(text)
+
+    def flush(self) -> None:
+        if sys.stderr:
+            with self._losing_output():
+                sys.stderr.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(sys.stderr, name)
+
+    @contextlib.contextmanager
+    def _losing_output(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError:  # a closed pipe or terminal, or a full disk
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())

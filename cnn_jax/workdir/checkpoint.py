@@ -1,4 +1,4 @@
-"""Checkpoints: the latest and the best of a run, by Orbax, with checksums of our own.
+"""Checkpoints: the latest and the best of a run, by Orbax, with manifests of our own.
 
 A step holds three items: `model` = {params, batch_stats}, which is all that inference reads; `train` = {step,
 opt_state}; `metadata`, JSON with the config, the class names and the preprocessing. Where weights are averaged, `model`
@@ -6,9 +6,9 @@ is the average, and `train` also has the {params, batch_stats} from which traini
 """
 
 import contextlib
-import hashlib
 import json
 import math
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -18,25 +18,34 @@ import jax
 import orbax.checkpoint as ocp
 from absl import logging
 from jaxtyping import PyTree
-from orbax.checkpoint import checkpoint_managers as policies
 
 from cnn_jax.errors import UserError
 from cnn_jax.parallel.placement import on_one_device
+from cnn_jax.workdir import manifest
+from cnn_jax.workdir.disk import check_room, errors_in_one_line
+from cnn_jax.workdir.layout import CONFIG_FILE, METRICS_FILE
+from cnn_jax.workdir.manifest import Step
 
 Items = dict[str, PyTree]  # by name: "model" and "train"
 
-_CHECKSUMS = "sha256.json"
-_SCORE = "score"
 FINGERPRINT = "data_fingerprint"  # a key of the metadata: a run must resume on the same images
+
+# Folders that are no steps yet, or none any more; the third is Orbax's own.
+_PARTIAL, _DELETED = ".partial", ".deleted"
+_LEFTOVERS = (_PARTIAL, _DELETED, ".orbax-checkpoint-tmp")
 
 
 class Checkpoints:
     """The checkpoints of one run. Use it in a `with` statement.
 
-    The last two are kept, so that one is left should the other be damaged on disk, and the best.
+    The last two are kept, so that one is left should the other be damaged on disk, and the best. A step is written
+    under another name and renamed when it is complete, manifest included; a step that is deleted is renamed first. So
+    a process that is killed at any moment leaves whole steps, and readers see no others.
     """
 
-    def __init__(self, directory: Path, metadata: dict[str, Any]):
+    def __init__(
+        self, directory: Path, metadata: dict[str, Any], difference: Callable[[dict[str, Any]], str] = lambda _: ""
+    ):
         """Opens the directory, which need not exist.
 
         Damaged steps are moved to a folder beside it, if an intact one is left to resume from.
@@ -44,59 +53,44 @@ class Checkpoints:
         Args:
           directory: where the steps are.
           metadata: JSON, saved with every step.
-
-        Raises:
-          UserError: what is there is too damaged to be opened.
+          difference: takes the metadata of a step; returns what shows that it belongs to another run, or "".
         """
         self.directory = directory.absolute()  # Orbax takes no other
-        self._metadata = metadata
-        self._damaged = self._find_damaged()  # before Orbax reads the scores of all steps
-
-        def score(metrics):
-            return metrics[_SCORE]
-
-        # Orbax' own `max_to_keep` would delete the latest step in favour of the best.
-        keep = policies.AnyPreservationPolicy(
-            [
-                policies.LatestN(2),
-                policies.BestN(get_metric_fn=score, n=1, keep_checkpoints_without_metrics=False),
-            ]
-        )
-        options = ocp.CheckpointManagerOptions(
-            best_fn=score,
-            best_mode="max",
-            preservation_policy=keep,
-            # A save in the background is lost when the process ends first, and these are small.
-            enable_async_checkpointing=False,
-            cleanup_tmp_directories=True,
-        )
-        try:
-            self._manager = ocp.CheckpointManager(
-                self.directory, options=options, item_names=("model", "train", "metadata")
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self._opened = os.open(self.directory, os.O_RDONLY)  # so that no other directory gets the same inode
+        self._metadata, self._difference = metadata, difference
+        self._records = self.directory.parent / METRICS_FILE
+        self._checkpointer = ocp.Checkpointer(
+            ocp.CompositeCheckpointHandler(
+                "model", "train", "metadata", metrics=ocp.JsonCheckpointHandler(filename="metrics")
             )
-        except ValueError as error:  # a score that is no JSON
-            reason = next(iter(self._damaged.values()), _reason(error))
-            raise UserError(
-                f"The checkpoints in {self.directory} are damaged ({reason}). Move them away to start again, or take "
-                "another --workdir."
-            ) from None
+        )
+        self._remove_leftovers()
+        self._steps = {step.number: step for step in manifest.inspect(self.directory)}
+        damaged = {step.number: step.damage for step in self._steps.values() if step.damage}
+        if len(damaged) < len(self._steps):
+            self._set_aside(damaged)
 
     def __enter__(self) -> "Checkpoints":
         return self
 
     def __exit__(self, *_) -> None:
-        self._manager.close()
+        self._checkpointer.close()
+        os.close(self._opened)
 
     @property
     def latest_step(self) -> int | None:
-        """The last step that was saved."""
-        return self._manager.latest_step()
+        """The last step that was saved and is intact."""
+        return max((step.number for step in self._sound), default=None)
 
     @property
     def best_step(self) -> int | None:
-        """The saved step with the highest score; the latest where none was scored."""
-        steps = self._manager.all_steps()
-        return _best(self.directory, steps) if steps else None
+        """The intact step with the highest score; the latest where none was scored."""
+        return manifest.best(self._sound).number if self._sound else None
+
+    @property
+    def _sound(self) -> list[Step]:
+        return [step for step in self._steps.values() if step.sound]
 
     def save(self, step: int, items: Items, score: float | None = None) -> None:
         """Saves a step, unless it is there already; returns when it is on disk.
@@ -105,48 +99,76 @@ class Checkpoints:
           step: its number.
           items: "model" and "train", trees of arrays.
           score: the higher, the better; None where it was not measured. NaN counts as the worst.
+
+        Raises:
+          UserError: the disk is full, read-only or gone; no half-written step is left.
         """
-        if step in self._manager.all_steps():
+        if step in self._steps and self._steps[step].sound:
             return
-        # A NaN sorts as neither better nor worse, and would make Orbax delete the best.
-        metrics = None if score is None else {_SCORE: float(score) if math.isfinite(score) else -math.inf}
-        saved = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
-        saved["metadata"] = ocp.args.JsonSave(self._metadata)
+        score = score if score is not None and math.isfinite(score) else None
+        args = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
+        args["metadata"] = ocp.args.JsonSave(self._metadata)
+        if score is not None:
+            args["metrics"] = ocp.args.JsonSave({"score": float(score)})
+        folder = self.directory / f"{step}{_PARTIAL}"
         try:
-            self._manager.save(step, args=ocp.args.Composite(**saved), metrics=metrics, force=True)
-            self._manager.wait_until_finished()
-            self._write_checksums(step)
-        except OSError as error:
-            raise UserError(
-                f"Cannot save step {step} in {self.directory}: {error}. Free space or rights there, then repeat the "
-                "command: it resumes from the last checkpoint."
-            ) from error
+            with errors_in_one_line(self.directory):
+                self._check_directory()
+                self._remove_leftovers()  # of a save that failed, to which threads may have written since
+                check_room(self.directory, _size(items))
+                self._checkpointer.save(folder, args=ocp.args.Composite(**args), force=True)
+                manifest.write(folder, step, score, self._metadata["config"], self._records)
+                self._check_directory()
+                self._delete(step)  # an unfinished one
+                folder.rename(self.directory / str(step))
+        except BaseException:
+            with contextlib.suppress(OSError):
+                self._remove_leftovers()
+            self._check_directory()  # whose loss Orbax reports in many ways
+            raise
+        self._steps[step] = Step(step, -math.inf if score is None else float(score))
+        kept = {*sorted(each.number for each in self._sound)[-2:], self.best_step}
+        for number in [number for number in self._steps if number < step and number not in kept]:
+            self._delete(number)
 
     def restore(self, target: Callable[[int], Items]) -> tuple[int, Items] | None:
         """Returns the latest intact step and its items; None where nothing was saved.
 
-        Damaged steps after it are moved to a folder beside this one, so that the run can save them again.
+        A step without a manifest, whose damage nobody would notice, is taken only where there is no other, and gets its
+        manifest then. Damaged steps are moved to a folder beside this one, so that the run can save them again.
 
         Args:
           target: takes the step; returns its items as shapes, types and shardings (or arrays that have them).
 
         Raises:
-          UserError: every step is damaged, or they belong to another network or to other data.
+          UserError: every step is damaged, or they belong to another run, to another network or to other data.
         """
-        failed = dict(self._damaged)
-        for step in sorted(set(self._manager.all_steps()) - set(failed), reverse=True):
+        failed = {step.number: step.damage for step in self._steps.values() if step.damage}
+        for step in _in_order_of_trust(self._steps.values()):
+            metadata = None
             try:
-                restored = self._restore(step, target(step))
+                metadata = _read_metadata(self.directory / str(step.number))
+                difference = self._difference(metadata)
+                restored = None if difference else self._restore(step.number, target(step.number))
             except Exception as error:  # what damage raises depends on the byte it hit
-                with contextlib.suppress(OSError, ValueError):
-                    self._check_data(step)  # of other classes, the network has other shapes
-                failed[step] = _reason(error)
+                if metadata is not None:
+                    self._check_data(metadata)  # of other classes, the network has other shapes
+                difference, restored = _reason(error), None
+            if restored is None:
+                failed[step.number] = difference
                 continue
             self._set_aside(failed)
-            if failed:
-                self._manager.reload()
-            self._check_data(step)
-            return step, restored
+            for other in self._steps.values():
+                if not other.finished and other.number != step.number:
+                    logging.error("Step %d has no valid manifest: step %d is used.", other.number, step.number)
+            self._check_data(metadata or {})
+            if manifest.records_changed(self.directory / str(step.number), self._records):
+                logging.error(
+                    "%s is damaged: records up to step %d are not those of the run.", self._records, step.number
+                )
+            if not step.finished:
+                self._finish(step.number)
+            return step.number, restored
         if failed:
             raise UserError(
                 f"None of the {len(failed)} checkpoints in {self.directory} can be restored "
@@ -154,22 +176,38 @@ class Checkpoints:
             )
         return None
 
-    def _find_damaged(self) -> dict[int, str]:
-        """Returns which steps are damaged and how, where all are; otherwise they are set aside."""
-        steps, damaged = _steps(self.directory), {}
-        for step in steps:
-            try:
-                _verify(self.directory / str(step))
-            except (UserError, OSError, ValueError) as error:
-                damaged[step] = _reason(error)
-        if len(damaged) == len(steps):
-            return damaged
-        self._set_aside(damaged)
-        return {}
+    def _restore(self, step: int, target: Items) -> Items:
+        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), target)
+        items = {name: ocp.args.StandardRestore(tree) for name, tree in shapes.items()}
+        return dict(self._checkpointer.restore(self.directory / str(step), args=ocp.args.Composite(**items)))
 
-    def _check_data(self, step: int) -> None:
-        saved = _read_metadata(self.directory / str(step)).get(FINGERPRINT)
-        if saved != self._metadata.get(FINGERPRINT):
+    def _finish(self, step: int) -> None:
+        logging.error(
+            "Step %d has no manifest, because the process that saved it was killed, and no other step is intact: it is "
+            "used, but damage to it would not have been noticed.",
+            step,
+        )
+        with errors_in_one_line(self.directory):
+            manifest.write(self.directory / str(step), step, None, self._metadata["config"], self._records)
+        self._steps[step] = Step(step)
+
+    def _remove_leftovers(self) -> None:
+        for path in self.directory.iterdir():
+            if path.name.endswith(_LEFTOVERS):
+                shutil.rmtree(path, ignore_errors=True)
+
+    def _check_directory(self) -> None:
+        if not self.directory.is_dir() or not os.path.samestat(self.directory.stat(), os.fstat(self._opened)):
+            with contextlib.suppress(OSError):  # they are empty if Orbax has made them anew
+                self.directory.rmdir()
+                self.directory.parent.rmdir()
+            raise UserError(
+                f"{self.directory} was deleted or replaced during training. Bring it back, or repeat the command to "
+                "start again."
+            )
+
+    def _check_data(self, metadata: dict[str, Any]) -> None:
+        if metadata.get(FINGERPRINT) != self._metadata.get(FINGERPRINT):
             raise UserError(
                 f"The training images are not those that the run in {self.directory.parent} began with: bring them "
                 "back, or take another --workdir."
@@ -181,94 +219,110 @@ class Checkpoints:
             target.parent.mkdir(exist_ok=True)
             shutil.rmtree(target, ignore_errors=True)
             (self.directory / str(step)).rename(target)
+            del self._steps[step]
             logging.error("Step %d is damaged (%s): moved to %s; another one is used.", step, reason, target)
 
-    def _restore(self, step: int, target: Items) -> Items:
-        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), target)
-        items = {name: ocp.args.StandardRestore(tree) for name, tree in shapes.items()}
-        return dict(self._manager.restore(step, args=ocp.args.Composite(**items)))
-
-    def _write_checksums(self, step: int) -> None:
-        folder = self.directory / str(step)
-        (folder / _CHECKSUMS).write_text(json.dumps(_hash_files(folder), indent=1))
+    def _delete(self, step: int) -> None:
+        if self._steps.pop(step, None):
+            deleted = (self.directory / str(step)).rename(self.directory / f"{step}{_DELETED}")
+            shutil.rmtree(deleted, ignore_errors=True)
 
 
-def restore_model(directory: Path, step: int | str) -> tuple[int, dict[str, PyTree], dict[str, Any]]:
+def restore_model(
+    directory: Path, step: int | str, difference: Callable[[dict[str, Any]], str] = lambda _: ""
+) -> tuple[int, dict[str, PyTree], dict[str, Any], str]:
     """Reads what inference needs, onto one device, whatever the devices that it was saved from.
 
     Args:
       directory: where the steps are; nothing is written there.
-      step: its number, "latest", or "best" by validation accuracy.
+      step: its number, "latest", or "best" by validation accuracy. Where the latest or the best is damaged, the newest
+        intact one is read.
+      difference: see `Checkpoints`.
 
     Returns:
-      The step, the variables {params, batch_stats} and the metadata.
+      The step, the variables {params, batch_stats}, the metadata, and why it is another step than the one asked for; ""
+      where it is not.
 
     Raises:
       UserError: no such step, or it is damaged.
     """
     directory = directory.absolute()
-    steps = _steps(directory)
+    for _ in range(3):  # training may delete a step that is being read; there is a newer one then
+        steps = manifest.inspect(directory)
+        flaws, foreign = {each.number: each.damage for each in steps if each.damage}, ""
+        for candidate in _choose(directory, steps, step):
+            folder = directory / str(candidate.number)
+            try:
+                metadata = _read_metadata(folder)
+                flaw = foreign = difference(metadata)
+                model = None if foreign else _read_model(folder)
+            except Exception as error:  # what damage raises depends on the byte it hit
+                flaw, model = _reason(error), None
+            if model is not None:
+                return candidate.number, model, metadata, _notice(candidate, steps, step, flaws)
+            flaws[candidate.number] = flaw
+            if not folder.exists():
+                break
+        else:
+            break
+    if foreign:  # all of them are, so the configuration is the odd one
+        number, model, metadata, notice = restore_model(directory, step)
+        return number, model, metadata, f"{CONFIG_FILE} is not that of the checkpoints ({foreign}). {notice}".strip()
+    intact = [str(each.number) for each in steps if each.number not in flaws]
+    asked = step if isinstance(step, int) else max(flaws)
+    raise UserError(
+        f"The checkpoint of step {asked} in {directory} cannot be read ({flaws[asked]}). "
+        + (f"Take another step of {', '.join(intact)}." if intact else "Train again in another --workdir.")
+    )
+
+
+def _choose(directory: Path, steps: list[Step], asked: int | str) -> list[Step]:
+    """Returns the steps to try, in this order; a step that is asked for by number has no substitute."""
     if not steps:
         raise UserError(f"There is no checkpoint in {directory}: train first, or take another --workdir.")
-    number = steps[-1] if step == "latest" else _best(directory, steps) if step == "best" else step
-    if number not in steps:
-        raise UserError(
-            f"There is no step {step} in {directory}; it has {', '.join(map(str, steps))}, best and latest."
-        )
-    folder = directory / str(number)
-    try:
-        _verify(folder)
-        with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
-            model = checkpointer.restore(
-                folder / "model", args=ocp.args.StandardRestore(fallback_sharding=on_one_device())
-            )
-        metadata = _read_metadata(folder)
-    except Exception as error:  # what damage raises depends on the byte it hit
-        raise UserError(
-            f"The checkpoint of step {number} in {directory} cannot be read ({_reason(error)}). Take another step of "
-            f"{', '.join(map(str, steps))}."
-        ) from None
-    return number, model, metadata
+    if isinstance(asked, int):
+        chosen = [step for step in steps if step.number == asked]
+        if not chosen:
+            numbers = ", ".join(str(step.number) for step in steps if not step.damage)
+            raise UserError(f"There is no step {asked} in {directory}; it has {numbers}, best and latest.")
+        return [step for step in chosen if not step.damage]
+    trusted = _in_order_of_trust(steps)
+    sound = [step for step in trusted if step.sound]
+    if asked == "best" and sound and manifest.best(sound).score > -math.inf:
+        trusted.insert(0, manifest.best(sound))
+    return trusted
 
 
-def _steps(directory: Path) -> list[int]:
-    return sorted(int(path.name) for path in directory.iterdir() if path.name.isdigit()) if directory.is_dir() else []
+def _in_order_of_trust(steps: Any) -> list[Step]:
+    """Returns the steps that may be read: those with a manifest first, and of these the newest."""
+    return sorted((step for step in steps if not step.damage), key=lambda s: (s.finished, s.number), reverse=True)
 
 
-def _best(directory: Path, steps: list[int]) -> int:
-    """The step with the highest score; the latest where none was scored, and of equals.
+def _notice(taken: Step, steps: list[Step], asked: int | str, flaws: dict[int, str]) -> str:
+    """Returns one line on the steps that could not be used, and on one that cannot be checked; "" in order."""
+    reasons = [f"step {number} is damaged ({reason})" for number, reason in flaws.items()]
+    reasons += [f"step {step.number} has no manifest" for step in steps if not step.finished and not step.damage]
+    if isinstance(asked, int):  # what concerns other steps is of no interest
+        reasons = [] if taken.finished else [f"step {taken.number} has no manifest"]
+    if not reasons:
+        return ""
+    text = "; ".join(reasons)
+    return f"{text[0].upper()}{text[1:]}: step {taken.number} is used" + ("." if taken.finished else ", unchecked.")
 
-    Raises:
-      UserError: a score cannot be read.
-    """
-    scores = {}
-    for step in steps:
-        path = directory / str(step) / "metrics" / "metrics"
-        try:
-            scores[step] = json.loads(path.read_text())[_SCORE] if path.exists() else -math.inf
-        except (OSError, ValueError, TypeError, LookupError):
-            raise UserError(f"{path} is damaged, so the best step is not known: take --step=latest.") from None
-    return max(steps, key=lambda step: (scores[step], step))
+
+def _size(items: Items) -> int:
+    """Returns about how many bytes a step takes, with what Orbax notes about each array."""
+    return sum(leaf.nbytes + 4096 for leaf in jax.tree.leaves(items)) + 2**16
+
+
+def _read_model(folder: Path) -> dict[str, PyTree]:
+    with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+        return checkpointer.restore(folder / "model", args=ocp.args.StandardRestore(fallback_sharding=on_one_device()))
 
 
 def _read_metadata(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "metadata" / "metadata").read_text())
 
 
-def _verify(folder: Path) -> None:
-    """Raises a `UserError` where a file is not what was written: Orbax notices few flipped bits."""
-    if not (folder / _CHECKSUMS).exists():
-        return  # the process was killed between the commit and the checksums; Orbax' own checks remain
-    expected, actual = json.loads((folder / _CHECKSUMS).read_text()), _hash_files(folder)
-    damaged = sorted(name for name in expected if actual.get(name) != expected[name])
-    if damaged:
-        raise UserError(f"{damaged[0]} is damaged or missing")
-
-
 def _reason(error: Exception) -> str:
     return str(error).splitlines()[0][:300] if str(error) else type(error).__name__
-
-
-def _hash_files(folder: Path) -> dict[str, str]:
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != _CHECKSUMS)
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}

@@ -1,15 +1,22 @@
-"""Ctrl-C and SIGTERM as a request to stop after the current steps."""
+"""Signals as a request to stop after the current steps."""
 
+import contextlib
 import os
 import signal
 import threading
 from types import FrameType
 
+_REPEATED = (signal.SIGINT, signal.SIGTERM)  # exit at once the second time
+# A terminal that is closed sends SIGHUP more than once, and every write to a closed pipe causes a SIGPIPE.
+_ONCE = (signal.SIGHUP, signal.SIGPIPE)
+
 
 class Interrupt:
-    """Context in which the first SIGINT or SIGTERM is recorded, and a second one terminates the process.
+    """Context in which the first SIGINT, SIGTERM, SIGHUP or SIGPIPE is recorded.
 
-    Only in the main thread, which alone receives signals: elsewhere it does nothing.
+    A second SIGINT or SIGTERM ends the process at once, even while XLA compiles and no handler in Python can run.
+    SIGHUP is ignored where it was ignored before, as under `nohup`. Outside of the main thread, which alone can handle
+    signals, the context does nothing.
 
     Attributes:
       signal: the recorded signal, or None.
@@ -18,20 +25,43 @@ class Interrupt:
     def __init__(self) -> None:
         """Starts without a signal."""
         self.signal: signal.Signals | None = None
+        self._previous = {}
 
     def __enter__(self) -> "Interrupt":
-        main = threading.current_thread() is threading.main_thread()
-        heard = (signal.SIGINT, signal.SIGTERM) if main else ()
-        self._previous = {number: signal.signal(number, self._record) for number in heard}
+        if threading.current_thread() is not threading.main_thread():
+            return self
+        # Python writes the number of each signal to this pipe as soon as it arrives.
+        reader, self._writer = os.pipe()
+        os.set_blocking(self._writer, False)
+        self._previous_writer = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
+        threading.Thread(target=self._watch, args=(reader,), daemon=True).start()
+        for number in (*_REPEATED, *_ONCE):
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                self._previous[number] = signal.signal(number, self._record)
         return self
 
     def __exit__(self, *_) -> None:
+        if not self._previous:
+            return
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+        signal.set_wakeup_fd(self._previous_writer)
+        os.close(self._writer)  # which ends the thread
+        self._previous = {}
 
     def _record(self, number: int, frame: FrameType | None) -> None:
         del frame
-        os.write(2, b"\nStopping after the current steps. Repeat to stop immediately and lose them.\n")
-        self.signal = signal.Signals(number)
-        for each in self._previous:
-            signal.signal(each, signal.SIG_DFL)
+        self.signal = self.signal or signal.Signals(number)
+
+    def _watch(self, reader: int) -> None:
+        """Waits for signals in a thread."""
+        asked = False
+        with open(reader, "rb", buffering=0) as pipe:
+            while number := pipe.read(1):
+                if number[0] not in _REPEATED:
+                    continue
+                if asked:
+                    os._exit(128 + number[0])
+                asked = True
+                with contextlib.suppress(OSError):  # nobody may be reading
+                    os.write(2, b"\nStopping after the current steps. Repeat to stop immediately and lose them.\n")

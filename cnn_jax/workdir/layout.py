@@ -9,6 +9,7 @@ PROVENANCE_FILE = "provenance.json"  # source, versions and hardware of the step
 EVALUATION_FILE = "evaluation.json"  # the result of the last `cnn_jax.evaluate` on the test split
 PREDICTIONS_FILE = "predictions.npz"  # on the test and validation images, for `cnn_jax.report`
 RANGE_TEST_FILE = "learning_rate.json"  # the learning-rate range test, and beside it a figure, learning_rate.png
+LOCK_FILE = "lock"  # names the process that trains here
 
 CHECKPOINT_FOLDER = "checkpoints"  # one Orbax checkpoint per step
 FEATURES_FOLDER = "features"  # cached features of a frozen backbone

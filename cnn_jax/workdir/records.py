@@ -71,9 +71,11 @@ def last_record(workdir: Path) -> dict[str, Any] | None:
         return None
     for line in reversed(lines):
         try:
-            return json.loads(line)
-        except ValueError:  # torn, or cut off at the beginning of what was read
+            record = json.loads(line)
+        except (ValueError, RecursionError):  # torn, or cut off at the beginning of what was read
             continue
+        if isinstance(record, dict) and "epoch" in record:
+            return record
     return None
 
 
@@ -91,10 +93,12 @@ def read_metrics(workdir: str | Path) -> list[dict[str, Any]]:
     """
     path = Path(workdir).expanduser() / METRICS_FILE
     records = {}
-    for line in path.read_text().splitlines() if path.exists() else ():
+    for line in path.read_bytes().splitlines() if path.exists() else ():
         try:
             record = json.loads(line)
-            records[record["step"], record["split"]] = record
-        except (ValueError, TypeError, KeyError):
+            step, split = record["step"], record["split"]
+        except (ValueError, TypeError, KeyError, RecursionError):
             continue
+        if isinstance(step, int) and isinstance(split, str):
+            records[step, split] = record
     return sorted(records.values(), key=lambda record: record["step"])

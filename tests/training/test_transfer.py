@@ -21,6 +21,7 @@ from cnn_jax.models import pretrained
 from cnn_jax.training import feature_cache
 from cnn_jax.training.experiment import Experiment
 from cnn_jax.training.loop import train
+from cnn_jax.workdir import manifest
 from cnn_jax.workdir.records import read_metrics
 
 BORDER, TOTAL = 25, 50  # the first step of phase two, and the end
@@ -148,9 +149,11 @@ def test_a_run_goes_on_without_the_file_of_weights(finished, config, tmp_path, m
         Experiment(config, data.load(config.data)).init()
     workdir = tmp_path / "run"
     shutil.copytree(finished, workdir)
-    held = json.loads((workdir / "config.json").read_text())
-    held["model"]["weights"] = "gone.h5"
-    (workdir / "config.json").write_text(json.dumps(held))
+    config_lib.write(config, workdir / "config.json")
+    for step in (workdir / "checkpoints").iterdir():
+        path = step / "metadata" / "metadata"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"config": config.to_dict()}))
+        manifest.write(step, int(step.name), None, config.to_dict(), workdir / "metrics.jsonl")
     assert train(config, str(workdir)) == 0
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from cnn_jax.errors import UserError
 from cnn_jax.training.state import TrainState
+from cnn_jax.workdir import manifest
 from cnn_jax.workdir.checkpoint import Checkpoints, restore_model
 
 METADATA = {"class_names": ["cat", "dog"], "config": {"seed": 0}, "preprocessing": {"image_size": 32}}
@@ -96,19 +98,33 @@ def test_inference_reads_model_and_metadata_alone(tmp_path):
         for step, score in [(3, 0.9), (4, 0.1), (5, 0.9), (6, math.nan)]:
             checkpoints.save(step, make_items(step), score)
     for asked, step in [("best", 5), ("latest", 6), (6, 6)]:
-        number, model, metadata = restore_model(tmp_path, asked)
-        assert number == step and metadata == METADATA
+        number, model, metadata, notice = restore_model(tmp_path, asked)
+        assert (number, notice) == (step, "") and metadata == METADATA
         assert_equal(model, make_items(step)["model"])
     with pytest.raises(UserError, match=r"no step 4.*5, 6, best and latest"):
         restore_model(tmp_path, 4)
     with pytest.raises(UserError, match="no checkpoint in"):
         restore_model(tmp_path / "nothing", "best")
-    (tmp_path / "6" / "metrics" / "metrics").write_text("{")
-    with pytest.raises(UserError, match=r"metrics is damaged, so the best step is not known: take --step=latest"):
+
+
+def test_inference_falls_back_to_the_newest_intact_step_and_says_so(tmp_path):
+    with Checkpoints(tmp_path, METADATA) as checkpoints:
+        for step, score in [(3, 0.9), (4, 0.1), (5, 0.2)]:
+            checkpoints.save(step, make_items(step), score)
+    before = steps_of(tmp_path)
+    damage(tmp_path, 3)
+    number, model, _, notice = restore_model(tmp_path, "best")
+    assert number == 5 and notice.startswith("Step 3 is damaged (") and notice.endswith("): step 5 is used.")
+    assert_equal(model, make_items(5)["model"])
+    with pytest.raises(UserError, match=r"step 3 .* cannot be read .*damaged or missing.*Take another step of 4, 5\."):
+        restore_model(tmp_path, 3)
+    damage(tmp_path, 5)
+    assert restore_model(tmp_path, "latest")[0] == 4
+    assert restore_model(tmp_path, 4)[3] == ""  # what was asked for
+    damage(tmp_path, 4)
+    with pytest.raises(UserError, match=r"step 5 .* cannot be read .*Train again"):
         restore_model(tmp_path, "best")
-    damage(tmp_path, 6)
-    with pytest.raises(UserError, match=r"step 6 .* cannot be read .*damaged or missing"):
-        restore_model(tmp_path, "latest")
+    assert steps_of(tmp_path) == before  # readers move nothing
 
 
 def test_saved_on_four_devices_restored_on_one(tmp_path):
@@ -155,10 +171,43 @@ def test_a_damaged_score_is_set_aside_as_well(tmp_path):
         assert checkpoints.restore(target)[0] == 2
         assert checkpoints.best_step == 2
     assert (tmp_path.with_name(tmp_path.name + ".damaged") / "1").is_dir()
-    (tmp_path / "2" / "metrics" / "metrics").write_text("{")
-    with pytest.raises(UserError, match=r"are damaged \(metrics/metrics is damaged or missing\)"):
-        Checkpoints(tmp_path, METADATA)
-    assert steps_of(tmp_path) == [2]
+
+
+def test_a_changed_score_is_damage(tmp_path):
+    with Checkpoints(tmp_path, METADATA) as checkpoints:
+        checkpoints.save(1, make_items(1), 0.5)
+        checkpoints.save(2, make_items(2), 0.6)
+    path = tmp_path / "2" / "manifest.json"
+    path.write_text(path.read_text().replace("0.6", "0.1"))
+    (tmp_path / "1" / "metrics" / "metrics").write_text('{"score": 0.9}')
+    number, _, _, notice = restore_model(tmp_path, "best")
+    assert number == 2
+    assert notice == (
+        "Step 1 is damaged (metrics/metrics is damaged or missing); step 2 has no manifest: step 2 is used, unchecked."
+    )
+
+
+def test_swapped_and_foreign_steps_are_not_used(tmp_path, caplog):
+    for name, seed in [("run", 0), ("other", 1)]:
+        with Checkpoints(tmp_path / name, METADATA | {"config": {"seed": seed}}) as checkpoints:
+            for step in (1, 2):
+                checkpoints.save(step, make_items(step))
+    run, other = tmp_path / "run", tmp_path / "other"
+
+    def difference(metadata):
+        return "" if metadata["config"]["seed"] == 0 else "config.seed is 1 there"
+
+    (run / "2").rename(tmp_path / "2")
+    (other / "2").rename(run / "2")
+    assert restore_model(run, "latest", difference)[0] == 1
+    number, *_, notice = restore_model(other, "latest", difference)
+    assert (number, notice) == (1, "config.json is not that of the checkpoints (config.seed is 1 there).")
+    with Checkpoints(run, METADATA, difference) as checkpoints:
+        assert checkpoints.restore(target)[0] == 1
+    assert "Step 2 is damaged (config.seed is 1 there)" in caplog.text and steps_of(run) == [1]
+    (run / "1").rename(run / "3")
+    (tmp_path / "2").rename(run / "2")
+    assert restore_model(run, "latest")[3] == "Step 3 is damaged (it is step 1, renamed): step 2 is used."
 
 
 def test_all_damaged_is_an_error_and_nothing_is_deleted(tmp_path):
@@ -176,11 +225,84 @@ def test_another_network_is_an_error(tmp_path):
             checkpoints.restore(lambda _: make_items(0, size=301))
 
 
-def test_a_save_that_was_killed_is_ignored(tmp_path):
+def test_what_kills_leave_is_ignored_and_removed(tmp_path):
     with Checkpoints(tmp_path, METADATA) as checkpoints:
         checkpoints.save(1, make_items(1))
-    (tmp_path / "2.orbax-checkpoint-tmp" / "model").mkdir(parents=True)
+    for name in ("2.partial", "2.partial.orbax-checkpoint-tmp", "2.orbax-checkpoint-tmp", "0.deleted"):
+        shutil.copytree(tmp_path / "1", tmp_path / name)
+    (tmp_path / "²").mkdir()  # a digit, but no number
+    assert restore_model(tmp_path, "latest")[0] == 1
     with Checkpoints(tmp_path, METADATA) as checkpoints:
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "²"]
         assert checkpoints.restore(target)[0] == 1
         checkpoints.save(2, make_items(2))
-    assert json.loads((tmp_path / "2" / "sha256.json").read_text())
+    assert manifest.inspect(tmp_path) == [manifest.Step(1), manifest.Step(2)]
+
+
+@pytest.mark.parametrize("content", [None, "", "{", "null", "5", "[1]", "{}"])
+@pytest.mark.parametrize("name", ["manifest.json", "sha256.json"])
+def test_a_step_without_manifest_is_neither_trusted_nor_lost(tmp_path, caplog, name, content):
+    """As the earlier versions left it if they were killed between Orbax's commit and their checksums."""
+    with Checkpoints(tmp_path, METADATA) as checkpoints:
+        checkpoints.save(1, make_items(1))
+        checkpoints.save(2, make_items(2))
+    (tmp_path / "2" / "manifest.json").unlink()
+    if content is not None:
+        (tmp_path / "2" / name).write_text(content)
+    assert restore_model(tmp_path, "latest")[3] == "Step 2 has no manifest: step 1 is used."
+    with Checkpoints(tmp_path, METADATA) as checkpoints:
+        assert checkpoints.restore(target)[0] == checkpoints.latest_step == 1
+        checkpoints.save(2, make_items(2))  # in place of the other
+        assert checkpoints.latest_step == 2
+    assert "Step 2 has no valid manifest: step 1 is used." in caplog.text and "damaged" not in caplog.text
+    assert not tmp_path.with_name(tmp_path.name + ".damaged").exists()
+
+
+def test_the_only_step_without_manifest_is_used_and_finished(tmp_path, caplog):
+    with Checkpoints(tmp_path, METADATA) as checkpoints:
+        checkpoints.save(2, make_items(2))
+    (tmp_path / "2" / "manifest.json").unlink()
+    assert restore_model(tmp_path, "latest")[3] == "Step 2 has no manifest: step 2 is used, unchecked."
+    with Checkpoints(tmp_path, METADATA) as checkpoints:
+        step, items = checkpoints.restore(target)
+    assert step == 2 and "Step 2 has no manifest" in caplog.text
+    assert_equal(items, make_items(2))
+    assert restore_model(tmp_path, "latest")[3] == ""
+
+
+def test_checksums_of_earlier_versions_are_checked(tmp_path):
+    with Checkpoints(tmp_path, METADATA) as checkpoints:
+        for step, score in [(1, 0.9), (2, 0.1)]:
+            checkpoints.save(step, make_items(step), score)
+    for step in ("1", "2"):
+        path = tmp_path / step / "manifest.json"
+        files = json.loads(path.read_text())["files"]
+        (tmp_path / step / "sha256.json").write_text(json.dumps({name: file["sha256"] for name, file in files.items()}))
+        path.unlink()
+    assert restore_model(tmp_path, "best")[::3] == (1, "")
+    damage(tmp_path, 1)
+    assert restore_model(tmp_path, "best")[0] == 2
+
+
+def test_a_directory_that_vanishes_is_an_error_and_not_made_anew(tmp_path):
+    with Checkpoints(tmp_path / "run", METADATA) as checkpoints:
+        checkpoints.save(1, make_items(1))
+        (tmp_path / "run").rename(tmp_path / "gone")
+        with pytest.raises(UserError, match=r"run was deleted or replaced during training"):
+            checkpoints.save(2, make_items(2))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_directory_that_vanishes_during_a_save_is_the_same_error(tmp_path, monkeypatch):
+    write = manifest.write
+
+    def vanish(folder, *arguments):
+        shutil.rmtree(tmp_path / "run")
+        folder.mkdir(parents=True)  # as Orbax does
+        write(folder, *arguments)
+
+    monkeypatch.setattr(manifest, "write", vanish)
+    lost = pytest.raises(UserError, match=r"checkpoints was deleted or replaced during training")
+    with Checkpoints(tmp_path / "run" / "checkpoints", METADATA) as checkpoints, lost:
+        checkpoints.save(2, make_items(2))
+    assert not (tmp_path / "run").exists()
