@@ -13,7 +13,7 @@ def console() -> Console:
     Where standard output is not a terminal, it is so wide that no line is wrapped.
     """
     make = functools.partial(Console, highlight=False, markup=False, emoji=False, force_jupyter=False)
-    return make() if make().is_terminal else make(width=240)
+    return make() if make().is_terminal else make(width=1000)
 
 
 def show(table: Table, on: Console) -> None:
