@@ -115,7 +115,9 @@ def evaluate(
     seed: Seed | None = None,
     report: StrPath | None = None,
 ) -> dict[str, Any]:
-    """Scores a run on every image of a split, and writes evaluation.json to its workdir.
+    """Scores a run on every image of a split, and writes the result to its workdir.
+
+    The file is evaluation.json for the test split; evaluation-SPLIT.json or evaluation-NAME-SPLIT.json for others.
 
     Args:
       workdir: the folder of the run.
@@ -127,7 +129,7 @@ def evaluate(
       report: a folder for a report with figures, index.html; None for none.
 
     Returns:
-      What evaluation.json holds: "accuracy", "accuracy_interval", "loss", "classes", "confusion_matrix", ...
+      What the file holds: "accuracy", "accuracy_interval", "loss", "classes", "confusion_matrix", ...
 
     Raises:
       UserError: there is no such run, checkpoint, seed, data set or split, or it cannot be read.

@@ -76,7 +76,7 @@ def test_another_configuration_is_refused(result):
 
 def test_the_evaluation_is_that_of_the_file(result):
     found = cnn_jax.evaluate(result.workdir, "validation", step="latest")
-    written = json.loads((result.workdir / "evaluation.json").read_text())
+    written = json.loads((result.workdir / "evaluation-validation.json").read_text())
     assert (found["accuracy"], found["split"]) == (written["accuracy"], "validation")
     assert found["accuracy"] == pytest.approx(result.history[-2]["accuracy"])
     with pytest.raises(UserError, match="There is no split 'tset'"):
