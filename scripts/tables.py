@@ -335,9 +335,14 @@ def figures(fill: bool) -> dict[Path, bytes]:
     rows = summarised(QUICK)
     found = runs.collect(workdirs(QUICK))[0]
     named = {row.name: {split: row.curve(split, "accuracy") for split in ("train", "validation")} for row in found}
+    shown = [
+        [row["name"], row["n"], row["mean"]["accuracy"], row["interval"]["accuracy"], row["reference"]]
+        + [(row["difference"] or {}).get(key) for key in ("mean", "interval", "significant")]
+        for row in rows
+    ]
     drawn = {
-        "waterfall_5000.svg": (rows, lambda: ladder_figures.waterfall(rows)),
-        "ladder.svg": (rows, lambda: ladder_figures.beside_reference(rows)),
+        "waterfall_5000.svg": (shown, lambda: ladder_figures.waterfall(rows)),
+        "ladder.svg": (shown, lambda: ladder_figures.beside_reference(rows)),
         "learning_curves_5000.svg": (named, lambda: ladder_figures.curves(named)),
     }
     result = {}

@@ -1,6 +1,7 @@
 """What all tests share: four CPU devices, strict JAX, small configurations."""
 
 import os
+import signal
 
 # Before JAX starts: several devices, to see that nothing assumes one.
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4"
@@ -99,3 +100,8 @@ def command():
         return subprocess.run(start, cwd=ROOT, capture_output=True, text=True, timeout=300, **kwargs)
 
     return run
+
+
+def hear_sigint() -> None:
+    """For `preexec_fn` of a process that gets SIGINT, which runners of tests may ignore and their children inherit."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)

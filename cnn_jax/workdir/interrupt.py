@@ -8,7 +8,8 @@ from types import FrameType
 
 _REPEATED = (signal.SIGINT, signal.SIGTERM)  # exit at once the second time
 # A terminal that is closed sends SIGHUP more than once, and every write to a closed pipe causes a SIGPIPE.
-_ONCE = (signal.SIGHUP, signal.SIGPIPE)
+# Windows has neither.
+_ONCE = tuple(getattr(signal, name) for name in ("SIGHUP", "SIGPIPE") if hasattr(signal, name))
 
 
 class Interrupt:
@@ -36,7 +37,7 @@ class Interrupt:
         self._previous_writer = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
         threading.Thread(target=self._watch, args=(reader,), daemon=True).start()
         for number in (*_REPEATED, *_ONCE):
-            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+            if number != getattr(signal, "SIGHUP", None) or signal.getsignal(number) != signal.SIG_IGN:
                 self._previous[number] = signal.signal(number, self._record)
         return self
 

@@ -8,7 +8,7 @@ import threading
 import time
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, hear_sigint
 from whole_runs import assert_same_run
 
 from cnn_jax.workdir.interrupt import Interrupt
@@ -60,7 +60,8 @@ with Interrupt():
     for _ in range(1000):
         ctypes.CDLL(None).usleep(100_000_000)
 """
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen([sys.executable, "-c", code], **pipes, text=True, preexec_fn=hear_sigint)
     assert process.stdout.readline() == "ready\n"
     process.send_signal(signal.SIGINT)
     assert process.stderr.readline() == "\n"
@@ -71,7 +72,8 @@ with Interrupt():
 
 @pytest.mark.parametrize("seconds", [0.2, 0.5, 1.0, 2.0])
 def test_ctrl_c_while_the_command_starts(tmp_path, seconds):
-    process = subprocess.Popen([*MAIN, f"--workdir={tmp_path}"], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    command = [*MAIN, f"--workdir={tmp_path}"]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, preexec_fn=hear_sigint)
     time.sleep(seconds)
     process.send_signal(signal.SIGINT)
     assert "Traceback" not in process.communicate(timeout=60)[1]
