@@ -10,13 +10,15 @@ from cnn_jax.utils import files
 
 # What macOS (the first lines) and Windows (all) lack, removed before anything of the package is imported.
 WITHOUT = """
-import os, pathlib, signal, sys
+import os, pathlib, shutil, signal, sys
 
 def remove(module, *names):
     for name in names:
         if hasattr(module, name):
             delattr(module, name)
 
+usage = shutil.disk_usage(".")
+shutil.disk_usage = lambda path: usage  # all systems have it, Windows without statvfs
 remove(os, "sched_getaffinity", "sched_setaffinity")
 read_text = pathlib.Path.read_text
 def without_proc(path, *args, **kwargs):
