@@ -1,7 +1,6 @@
 """What all tests share: four CPU devices, strict JAX, small configurations."""
 
 import os
-import signal
 
 # Before JAX starts: several devices, to see that nothing assumes one.
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4"
@@ -16,6 +15,7 @@ from cnn_jax import runtime
 
 runtime.set_flags()  # as the commands do
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -27,6 +27,8 @@ from PIL import Image
 from cnn_jax import config as config_lib
 
 ROOT = Path(__file__).resolve().parents[1]
+
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored, and runs would do the same
 
 
 def stage(name: str):
@@ -102,6 +104,9 @@ def command():
     return run
 
 
-def hear_sigint() -> None:
-    """For `preexec_fn` of a process that gets SIGINT, which runners of tests may ignore and their children inherit."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# Begins a command that a test sends SIGINT: runners of tests may ignore it, and their children inherit that.
+HEARS_SIGINT = (
+    sys.executable,
+    "-c",
+    "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])",
+)

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, hear_sigint
+from conftest import HEARS_SIGINT, ROOT
 
 from cnn_jax import config as config_lib
 from cnn_jax.__main__ import COMMANDS
@@ -121,7 +121,7 @@ def test_ctrl_c_ends_a_command(tmp_path, code, says):
 
 def test_ctrl_c_while_modules_are_imported():
     command = [sys.executable, "-X", "importtime", "-m", "cnn_jax.main", "--config=quickstart", "--workdir=unused"]
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, preexec_fn=hear_sigint)
+    process = subprocess.Popen([*HEARS_SIGINT, *command], cwd=ROOT, stderr=subprocess.PIPE, text=True)
     with process:
         for line in process.stderr:  # of the package itself, which lets Ctrl-C end the process until a command does
             if line.rstrip().endswith(" cnn_jax"):

@@ -118,7 +118,7 @@ def read(workdir: Path) -> list[dict[str, Any]]:
             | ({"origin": dict(each["origin"])} if "origin" in each else {})
             for each in segments
         ]
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         raise UserError(f"{path} is damaged: restore it, or delete it to resume without its records.") from None
 
 

@@ -8,7 +8,7 @@ import threading
 import time
 
 import pytest
-from conftest import ROOT, hear_sigint
+from conftest import HEARS_SIGINT, ROOT
 from whole_runs import assert_same_run
 
 from cnn_jax.workdir.interrupt import Interrupt
@@ -61,7 +61,7 @@ with Interrupt():
         ctypes.CDLL(None).usleep(100_000_000)
 """
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    process = subprocess.Popen([sys.executable, "-c", code], **pipes, text=True, preexec_fn=hear_sigint)
+    process = subprocess.Popen([*HEARS_SIGINT, sys.executable, "-c", code], **pipes, text=True)
     assert process.stdout.readline() == "ready\n"
     process.send_signal(signal.SIGINT)
     assert process.stderr.readline() == "\n"
@@ -72,8 +72,8 @@ with Interrupt():
 
 @pytest.mark.parametrize("seconds", [0.2, 0.5, 1.0, 2.0])
 def test_ctrl_c_while_the_command_starts(tmp_path, seconds):
-    command = [*MAIN, f"--workdir={tmp_path}"]
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, preexec_fn=hear_sigint)
+    command = [*HEARS_SIGINT, *MAIN, f"--workdir={tmp_path}"]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     time.sleep(seconds)
     process.send_signal(signal.SIGINT)
     assert "Traceback" not in process.communicate(timeout=60)[1]
