@@ -36,7 +36,7 @@ def check_same(config: ConfigDict, path: Path) -> dict[str, tuple[Any, Any]]:
       UserError: the two would compute other numbers, or the file is damaged.
     """
     try:
-        asked, held = _flatten(config.to_dict()), _flatten(json.loads(path.read_text()))
+        asked, held = _flatten(config.to_dict()), _flatten(files.read_json(path))
     except (ValueError, AttributeError):  # no JSON, or none with keys
         raise UserError(f"{path} is damaged: restore it, or take another --workdir.") from None
     differ = _compare(asked, held)

@@ -15,7 +15,7 @@ from cnn_jax.config.comparison import with_defaults
 from cnn_jax.evaluation.statistics import t_interval
 from cnn_jax.inference import Classifier, seeds
 from cnn_jax.keys import flatten
-from cnn_jax.utils import text
+from cnn_jax.utils import files, text
 from cnn_jax.workdir import provenance
 from cnn_jax.workdir.layout import EVALUATION_FILE
 from cnn_jax.workdir.records import read_metrics, scores_on_test
@@ -99,7 +99,7 @@ def _scores(classifier: Classifier, workdir: Path) -> list[dict[str, Any]]:
 
 def _evaluation(workdir: Path) -> dict[str, Any] | None:
     try:
-        evaluation = json.loads((workdir / EVALUATION_FILE).read_text())
+        evaluation = files.read_json(workdir / EVALUATION_FILE)
         names = (
             "split",
             "data",

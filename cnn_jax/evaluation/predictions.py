@@ -81,7 +81,7 @@ def read(workdir: Path) -> Predictions | None:
     """Returns the predictions that a workdir holds; None if it has none, or they are damaged."""
     try:
         with np.load(workdir / PREDICTIONS_FILE) as arrays:
-            texts = json.loads(str(arrays["texts"]))
+            texts = files.parse_json(str(arrays["texts"]))
             names = [field.name for field in dataclasses.fields(Predictions) if field.name not in texts]
             texts["class_names"] = tuple(texts["class_names"])
             return Predictions(**texts, **{name: arrays[name] for name in names})
@@ -161,4 +161,4 @@ def _write(held: Predictions, workdir: Path) -> None:
 
 
 def _read_config(workdir: Path) -> dict[str, Any]:
-    return json.loads((workdir / CONFIG_FILE).read_text())
+    return files.read_json(workdir / CONFIG_FILE)

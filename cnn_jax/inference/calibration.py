@@ -4,7 +4,6 @@ Both are fitted on the validation split by `python -m cnn_jax.evaluate`, which s
 """
 
 import dataclasses
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy import special
 
+from cnn_jax.utils import files
 from cnn_jax.workdir.layout import EVALUATION_FILE
 
 PASSING = 0.95  # share of the validation images that the rule accepts
@@ -67,9 +67,9 @@ def read(workdir: Path, step: int, seed: int | str | None) -> Calibration | None
     None if there is no evaluation, it is damaged, or it is of another step or choice of seeds.
     """
     try:
-        evaluation = json.loads((workdir / EVALUATION_FILE).read_text())
+        evaluation = files.read_json(workdir / EVALUATION_FILE)
         return from_json(evaluation) if (evaluation["step"], evaluation.get("seed")) == (step, seed) else None
-    except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError):
+    except (OSError, ValueError, TypeError, LookupError, AttributeError):
         return None
 
 

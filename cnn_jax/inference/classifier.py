@@ -1,7 +1,6 @@
 """Image classifier restored from a workdir or an exported file."""
 
 import dataclasses
-import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ from cnn_jax.inference.calibration import Calibration
 from cnn_jax.inference.seeds import ENSEMBLE, Seed
 from cnn_jax.transforms.preprocess import Preprocessing
 from cnn_jax.transforms.tta import NO_TTA, TTA
+from cnn_jax.utils import files
 from cnn_jax.workdir.layout import CHECKPOINT_FOLDER, CONFIG_FILE
 
 # Compiling takes seconds, so only these sizes are compiled; a batch is padded to the next larger one.
@@ -197,7 +197,7 @@ def _difference(workdir: Path) -> Callable[[dict[str, Any]], str]:
     from cnn_jax import config as config_lib
 
     try:
-        held = json.loads((workdir / CONFIG_FILE).read_text())
+        held = files.read_json(workdir / CONFIG_FILE)
         config_lib.difference(held, held)
     except (OSError, ValueError, AttributeError):  # missing or damaged: inference can do without
         return lambda metadata: ""

@@ -1,6 +1,5 @@
 """The JSON header of exported files: its schema and bounds, because files may come from strangers."""
 
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 from cnn_jax.errors import UserError
 from cnn_jax.inference import calibration
 from cnn_jax.inference.seeds import ENSEMBLE
-from cnn_jax.utils import text
+from cnn_jax.utils import files, text
 
 LONGEST = 2**22  # bytes of JSON; a header with 1,000 classes has some 50,000
 MOST_CLASSES = 100_000
@@ -32,8 +31,8 @@ def parse(
       UserError: it is not JSON, lacks a key, or has a value of another type or beyond the bounds.
     """
     try:
-        header = json.loads(line) if len(line) <= LONGEST else None
-    except (ValueError, RecursionError):
+        header = files.parse_json(line) if len(line) <= LONGEST else None
+    except ValueError:
         header = None
     if not isinstance(header, dict):
         raise UserError(f"{path} has no header of cnn_jax: it is damaged, or was written by another program.")

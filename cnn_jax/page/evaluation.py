@@ -1,6 +1,5 @@
 """The evaluation tab of the page: scores, confusion matrix and learning curves of a run."""
 
-import json
 import shlex
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import streamlit as st
 from cnn_jax.errors import UserError
 from cnn_jax.evaluation import results
 from cnn_jax.inference import Classifier, calibration, seeds
-from cnn_jax.utils import text
+from cnn_jax.utils import files, text
 from cnn_jax.workdir.layout import EVALUATION_FILE, METRICS_FILE
 
 
@@ -22,7 +21,7 @@ def read_evaluation(workdir: Path) -> dict[str, Any] | None:
       UserError: the file is damaged.
     """
     try:
-        evaluation = json.loads((workdir / EVALUATION_FILE).read_text())
+        evaluation = files.read_json(workdir / EVALUATION_FILE)
         calibration.from_json(evaluation)
         classes = len(evaluation["class_names"])
         if np.shape(evaluation["confusion_matrix"]) != (classes, classes):

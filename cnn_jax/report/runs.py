@@ -231,7 +231,7 @@ def _stages() -> dict[str, dict[str, Any]]:
 def _read(path: Path, *keys: str) -> dict[str, Any]:
     """Returns the content of a JSON file, which must have these keys."""
     try:
-        content = json.loads(path.read_text())
+        content = files.read_json(path)
     except ValueError:
         content = None
     if not isinstance(content, dict) or not content.keys() >= set(keys):

@@ -1,6 +1,7 @@
-"""Atomic file writes."""
+"""Atomic file writes, and JSON that may be damaged."""
 
 import contextlib
+import json
 import os
 import time
 from collections.abc import Iterator
@@ -34,6 +35,28 @@ def replacing(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
         with contextlib.suppress(OSError):
             partial.unlink()
         raise
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Returns the value of a JSON text.
+
+    Raises:
+      ValueError: it is not JSON, or nested too deeply for Python, which is a `RecursionError` of `json.loads`.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def read_json(path: Path) -> Any:
+    """Returns the value of a JSON file.
+
+    Raises:
+      OSError: it cannot be read.
+      ValueError: see `parse_json`.
+    """
+    return parse_json(path.read_bytes())
 
 
 def _replace(partial: Path, path: Path) -> None:

@@ -6,7 +6,6 @@ is the average, and `train` also has the {params, batch_stats} from which traini
 """
 
 import contextlib
-import json
 import math
 import os
 import shutil
@@ -21,6 +20,7 @@ from jaxtyping import PyTree
 
 from cnn_jax.errors import UserError
 from cnn_jax.parallel.placement import on_one_device
+from cnn_jax.utils import files
 from cnn_jax.workdir import manifest
 from cnn_jax.workdir.disk import check_room, errors_in_one_line
 from cnn_jax.workdir.layout import CONFIG_FILE, METRICS_FILE
@@ -321,7 +321,7 @@ def _read_model(folder: Path) -> dict[str, PyTree]:
 
 
 def _read_metadata(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "metadata" / "metadata").read_text())
+    return files.read_json(folder / "metadata" / "metadata")
 
 
 def _reason(error: Exception) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cnn_jax.errors import UserError
+from cnn_jax.utils import files
 from cnn_jax.workdir.layout import LOCK_FILE
 
 try:
@@ -97,7 +98,7 @@ class Lock:
         """Returns what the file says of its owner; empty if it says nothing, as that of a process about to write it."""
         self._file.seek(0)
         try:
-            owner = json.loads(self._file.read())
+            owner = files.parse_json(self._file.read())
         except ValueError:
             return {}
         return owner if isinstance(owner, dict) else {}

@@ -12,6 +12,8 @@ import math
 from pathlib import Path
 from typing import Any
 
+from cnn_jax.utils import files
+
 MANIFEST = "manifest.json"
 _EARLIER = "sha256.json"
 
@@ -90,10 +92,10 @@ def _read(path: Path) -> dict[str, Any] | None:
     """Returns the content of a manifest; None where there is none, or not the one that was written."""
     try:
         text = path.read_text()
-        content = json.loads(text)
+        content = files.parse_json(text)
         content.pop("seal")
         return content if text == _sealed(content) else None
-    except (FileNotFoundError, ValueError, AttributeError, KeyError, TypeError, RecursionError):
+    except (FileNotFoundError, ValueError, AttributeError, KeyError, TypeError):
         return None
 
 
@@ -101,8 +103,8 @@ def _inspect_earlier(folder: Path) -> Step:
     """Returns a step of an earlier version, whose checksums lack sizes, step and score."""
     number = int(folder.name)
     try:
-        checksums = json.loads((folder / _EARLIER).read_text())
-    except (FileNotFoundError, ValueError, RecursionError):
+        checksums = files.read_json(folder / _EARLIER)
+    except (FileNotFoundError, ValueError):
         checksums = None
     if not isinstance(checksums, dict) or not checksums:
         return Step(number, finished=False)
@@ -110,7 +112,7 @@ def _inspect_earlier(folder: Path) -> Step:
     damage, metrics = _first_difference(checksums, found), folder / "metrics" / "metrics"
     if damage or not metrics.exists():
         return Step(number, damage=damage)
-    return Step(number, json.loads(metrics.read_text())["score"])
+    return Step(number, files.read_json(metrics)["score"])
 
 
 def _first_difference(expected: dict[str, Any], found: dict[str, Any]) -> str | None:
@@ -120,8 +122,8 @@ def _first_difference(expected: dict[str, Any], found: dict[str, Any]) -> str | 
 
 def _describe_files(folder: Path) -> dict[str, dict[str, Any]]:
     """Returns size and SHA-256 of every file but the manifest."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in (MANIFEST, _EARLIER))
-    contents = ((path, path.read_bytes()) for path in files)
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in (MANIFEST, _EARLIER))
+    contents = ((path, path.read_bytes()) for path in paths)
     return {path.relative_to(folder).as_posix(): _describe(content) for path, content in contents}
 
 

@@ -112,13 +112,13 @@ def read(workdir: Path) -> list[dict[str, Any]]:
     """
     path = workdir / PROVENANCE_FILE
     try:
-        segments = json.loads(path.read_text()) if path.exists() else []
+        segments = files.read_json(path) if path.exists() else []
         return [
             {"from_step": int(each["from_step"]), "provenance": dict(each["provenance"])}
             | ({"origin": dict(each["origin"])} if "origin" in each else {})
             for each in segments
         ]
-    except (ValueError, TypeError, KeyError, RecursionError):
+    except (ValueError, TypeError, KeyError):
         raise UserError(f"{path} is damaged: restore it, or delete it to resume without its records.") from None
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cnn_jax.utils import files
 from cnn_jax.workdir.layout import METRICS_FILE
 from cnn_jax.workdir.sinks import make_sinks
 
@@ -71,8 +72,8 @@ def last_record(workdir: Path) -> dict[str, Any] | None:
         return None
     for line in reversed(lines):
         try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):  # torn, or cut off at the beginning of what was read
+            record = files.parse_json(line)
+        except ValueError:  # torn, or cut off at the beginning of what was read
             continue
         if isinstance(record, dict) and "epoch" in record:
             return record
@@ -95,9 +96,9 @@ def read_metrics(workdir: str | Path) -> list[dict[str, Any]]:
     records = {}
     for line in path.read_bytes().splitlines() if path.exists() else ():
         try:
-            record = json.loads(line)
+            record = files.parse_json(line)
             step, split = record["step"], record["split"]
-        except (ValueError, TypeError, KeyError, RecursionError):
+        except (ValueError, TypeError, KeyError):
             continue
         if isinstance(step, int) and isinstance(split, str):
             records[step, split] = record

@@ -30,3 +30,13 @@ def test_a_failure_leaves_the_folder_as_it_was(tmp_path):
 def test_a_missing_folder_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError), files.replacing(tmp_path / "none" / "file"):
         pass
+
+
+def test_json_that_is_nested_too_deeply_is_a_value_error(tmp_path):
+    path = tmp_path / "deep.json"
+    path.write_text("[" * 100_000)
+    for read in (lambda: files.read_json(path), lambda: files.parse_json(path.read_text())):
+        with pytest.raises(ValueError, match="nested too deeply"):
+            read()
+    path.write_text('{"a": [1, null]}')
+    assert files.read_json(path) == {"a": [1, None]}
