@@ -31,8 +31,6 @@ _CARD = flags.DEFINE_bool("card", False, "Also write a model card in Markdown, b
 _STEP = cli.define_step()
 _read_seed = cli.define_seed()
 
-LARGEST_DIFFERENCE = 1e-4  # between probabilities: above rounding errors, below those of a wrong program
-
 
 def main() -> None:
     """Exports a model, loads the file and compares its outputs with those of the workdir."""
@@ -53,87 +51,24 @@ def main() -> None:
         raise UserError(f"--output={output} is where --card writes the model card: choose another name.")
 
     from cnn_jax.evaluation import card as card_lib
-    from cnn_jax.inference import load_classifier, seeds
+    from cnn_jax.inference import exporting, load_classifier, seeds
 
     classifier = load_classifier(_WORKDIR.value, step=step, seed=seed)
     card = card_lib.describe(classifier, Path(_WORKDIR.value).expanduser(), sys.argv[1:])
-    about, outputs = _WRITERS[kind](output, classifier, card)
+    about, difference = exporting.write(output, classifier, kind, card)
     written = [f"{output}: {output.stat().st_size:,} bytes"]
     if _CARD.value:
         written.append(_write_card(output.with_suffix(".md"), card_lib.markdown(card, output.name)))
     of = "" if classifier.seed is None else f", {seeds.describe(classifier.seed)}"
     print(
         f"{'; '.join(written)}, step {classifier.step}{of}, {len(classifier.class_names)} classes, {about}; "
-        f"{_compare(output, classifier, outputs)}{_calibration(classifier, kind)}."
+        f"{_comparison(difference)}{_calibration(classifier, kind)}."
     )
 
 
-def _write_jaxexport(output: Path, classifier: Any, card: dict[str, Any]) -> tuple[str, Any]:
-    from cnn_jax.inference import artifact, load_classifier
-
-    header = artifact.write(output, classifier.log_probabilities, _metadata(classifier), classifier.step)
-    about = f"jax {header['jax']}, for {' and '.join(header['platforms'])}"
-    # Trusted, because it is ours: a network of one's own may use operations that a stranger's file may not.
-    return about, lambda images: load_classifier(output, trust=True)(images)
-
-
-def _write_safetensors(output: Path, classifier: Any, card: dict[str, Any]) -> tuple[str, Any]:
-    from cnn_jax.inference import load_classifier, weights
-
-    weights.write(output, classifier.members, _metadata(classifier) | {"step": classifier.step}, card)
-    return f"{card['parameters']:,} parameters", lambda images: load_classifier(output)(images)
-
-
-def _write_onnx(output: Path, classifier: Any, card: dict[str, Any]) -> tuple[str, Any]:
-    import json
-
-    from cnn_jax.inference import onnx_writer
-
-    if classifier.metadata["config"]["dtype"] != "float32":
-        raise UserError(
-            "ONNX runtimes do not compute this network in bfloat16: choose --format=jaxexport or safetensors."
-        )
-    metadata = {"class_names": json.dumps(classifier.class_names), "card": json.dumps(card)}
-    onnx_writer.write(output, classifier.log_probabilities, classifier.input_size, metadata)
-    about = f"ONNX operators {onnx_writer.OPSET}"
-    try:
-        import onnxruntime  # pyright: ignore[reportMissingImports]  # an extra
-    except ImportError:
-        return about, None
-    session = onnxruntime.InferenceSession(str(output), providers=["CPUExecutionProvider"])
-
-    def run(images: Any) -> Any:
-        import numpy as np
-
-        return np.exp(session.run([onnx_writer.OUTPUT], {onnx_writer.INPUT: images})[0])
-
-    return about, run
-
-
-_WRITERS = {"jaxexport": _write_jaxexport, "onnx": _write_onnx, "safetensors": _write_safetensors}
-
-
-def _metadata(classifier: Any) -> dict[str, Any]:
-    """Returns what the run recorded, and the calibration if there is one."""
-    import dataclasses
-
-    fitted = classifier.calibration
-    return classifier.metadata | ({"calibration": dataclasses.asdict(fitted)} if fitted else {})
-
-
-def _compare(output: Path, classifier: Any, outputs: Any) -> str:
-    """Returns in words how much the file's probabilities differ; removes the file if they differ too much."""
-    if outputs is None:
+def _comparison(difference: float | None) -> str:
+    if difference is None:
         return "outputs not compared, which needs onnxruntime: pip install 'cnn_jax[onnx]'"
-    import numpy as np
-
-    images = np.random.default_rng(0).integers(0, 256, (2, *classifier.input_size, 3), np.uint8)
-    difference = np.abs(outputs(images) - classifier(images)).max()
-    if not difference <= LARGEST_DIFFERENCE:
-        output.unlink()
-        raise UserError(
-            f"Exported outputs differ from those of the workdir by up to {difference:.3g}: the file was removed."
-        )
     return f"outputs equal to the workdir's (maximum difference {difference:.1g})"
 
 

@@ -71,13 +71,7 @@ def write(path: Path, log_probabilities: Callable[[Any], Any], metadata: dict[st
     }
     line = json.dumps(header).encode()
     content = [_MAGIC, hashlib.sha256(line).hexdigest().encode(), b"\n", line, b"\n", payload]
-    try:
-        with files.replacing(path, "wb") as file:
-            file.writelines(content)
-    except OSError as error:
-        raise UserError(
-            f"Cannot write --output={path} ({error.strerror}): free space there, or choose another file."
-        ) from None
+    files.write_output(path, content)
     return header
 
 

@@ -43,14 +43,7 @@ def write(
       UserError: onnx is not installed, the network has an operation that is not translated, or the file cannot be
         written.
     """
-    content = convert(log_probabilities, input_size, metadata).SerializeToString()
-    try:
-        with files.replacing(path, "wb") as file:
-            file.write(content)
-    except OSError as error:
-        raise UserError(
-            f"Cannot write --output={path} ({error.strerror}): free space there, or choose another file."
-        ) from None
+    files.write_output(path, [convert(log_probabilities, input_size, metadata).SerializeToString()])
 
 
 def convert(log_probabilities: Callable[[Any], Any], input_size: Sequence[int], metadata: dict[str, str]) -> Any:

@@ -45,14 +45,7 @@ def write(path: Path, members: list[Any], header: dict[str, Any], card: dict[str
         place = f"{index}/" if len(members) > 1 else ""
         tensors |= {place + name: np.asarray(value) for name, value in flat.items()}
     metadata = {"header": json.dumps(header | {"format": FORMAT}), "card": json.dumps(card)}
-    content = library.numpy.save(tensors, metadata)
-    try:
-        with files.replacing(path, "wb") as file:
-            file.write(content)
-    except OSError as error:
-        raise UserError(
-            f"Cannot write --output={path} ({error.strerror}): free space there, or choose another file."
-        ) from None
+    files.write_output(path, [library.numpy.save(tensors, metadata)])
 
 
 def read(path: Path) -> tuple[dict[str, Any], list[Any]]:

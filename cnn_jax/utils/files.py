@@ -4,9 +4,11 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
+
+from cnn_jax.errors import UserError
 
 WAITS = 20 if os.name == "nt" else 0  # of 50 ms: Windows replaces no file that another process has open
 
@@ -35,6 +37,21 @@ def replacing(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
         with contextlib.suppress(OSError):
             partial.unlink()
         raise
+
+
+def write_output(path: Path, parts: Iterable[bytes]) -> None:
+    """Writes the file that --output names, or replaces it, atomically.
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    try:
+        with replacing(path, "wb") as file:
+            file.writelines(parts)
+    except OSError as error:
+        raise UserError(
+            f"Cannot write --output={path} ({error.strerror}): free space there, or choose another file."
+        ) from None
 
 
 def parse_json(text: str | bytes) -> Any:
