@@ -26,7 +26,9 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
+
+from long_runs import is_finished  # noqa: E402
 
 from cnn_jax import config as config_lib  # noqa: E402
 from cnn_jax.evaluation.statistics import paired_difference, t_interval  # noqa: E402
@@ -120,7 +122,7 @@ class Search:
         folder = self.runs / f"{prefix}-{name}"
         given = {"seed": self.seed, "data.dir": self.data} | SIZE | dict(settings)
         command = plan.command(str(ROOT / "configs" / f"{stage}.py"), folder, given)
-        return Job(folder.name, command, folder, functools.partial(_is_finished, folder))
+        return Job(folder.name, command, folder, functools.partial(is_finished, folder))
 
     def score(self, name: str) -> float | None:
         """Returns the validation accuracy of a trial; NaN if it failed, None if it has not ended."""
@@ -239,10 +241,6 @@ def write_ablation(runs: Path, seeds: int) -> None:
         "rows": rows,
     }
     (ROOT / "reports" / "modern_ablation.json").write_text(json.dumps(content, indent=1) + "\n")
-
-
-def _is_finished(folder: Path) -> bool:
-    return scores_on_test(read_metrics(folder)) is not None
 
 
 def main() -> int:

@@ -1,15 +1,16 @@
 """Writes every table and number that documents take from results, so that no document is older than its results.
 
-    python scripts/tables.py            # updates reports/ladder_*.json, README.md, docs/, configs/ and two figures
+    python scripts/tables.py            # updates reports/ladder_*.json, README.md, docs/, configs/ and three figures
     python scripts/tables.py --check    # changes nothing; exits with status 1 and names what is stale
 
 `reports/ladder_SIZE.json` come from the published runs in reports/runs. A table in a document stands between the lines
-`<!-- table NAME -->` and `<!-- end -->`; `TABLES` has the function that makes it. The "Expect ..." phrase in the
+`<!-- table NAME -->` and `<!-- end -->`; `stale` lists the functions that make them. The "Expect ..." phrase in the
 docstring of a stage has the mean and interval of its quick runs.
 """
 
 import argparse
 import difflib
+import functools
 import hashlib
 import json
 import re
@@ -22,6 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
 import results  # noqa: E402
+from long_runs import LADDER  # noqa: E402
 
 from cnn_jax import config as config_lib  # noqa: E402
 from cnn_jax.evaluation.statistics import t_interval  # noqa: E402
@@ -38,7 +40,6 @@ class Size(NamedTuple):
 
     runs: str
     images: int
-    epochs: int | None  # None: those of the stage
     note: str
 
     @property
@@ -47,9 +48,8 @@ class Size(NamedTuple):
         return REPORTS / f"ladder_{self.images}.json"
 
 
-QUICK = Size("glance", 5000, 10, "python scripts/long_runs.py --plan=glance")
-SIZES = (QUICK, Size("small", 10_000, None, "--plan=small0,small"), Size("full", 50_000, None, "--plan=full,rest"))
-LADDER = ("basic", "baseline", "batchnorm", "dropout", "dropout_scheduled", "augment")
+QUICK = Size("glance", 5000, "python scripts/long_runs.py --plan=glance")
+SIZES = (QUICK, Size("small", 10_000, "--plan=small0,small"), Size("full", 50_000, "--plan=full,rest"))
 # Why a cell of the table of stages is empty; "to be measured" elsewhere.
 REMARKS = {
     ("transfer", 50_000): "to be measured with the published weights",
@@ -64,10 +64,13 @@ def load(path: Path) -> dict[str, Any]:
 
 def accuracy(row: dict[str, Any] | None) -> str:
     """Returns the test accuracy of a row of `scripts/results.py`: mean, 95 % t interval and n."""
-    values = [run["accuracy"] for run in row["runs"]] if row else []
-    if not values:
-        return ""
-    return f"{interval(sum(values) / len(values), t_interval(values))}, n = {len(values)}"
+    return f"{mean(row)}, n = {len(row['runs'])}" if row else ""
+
+
+def mean(row: dict[str, Any]) -> str:
+    """Returns the mean test accuracy of a row with its interval."""
+    values = [run["accuracy"] for run in row["runs"]]
+    return interval(sum(values) / len(values), t_interval(values))
 
 
 def interval(mean: float, bounds: tuple[float, float] | None) -> str:
@@ -126,11 +129,6 @@ class Results:
         return table(
             "stage | test accuracy", [[f"[{name}](../configs/{name}.py)", accuracy(row)] for name, row in rows]
         )
-
-    def small(self) -> list[str]:
-        """The stages on 10,000 images, as far as they are trained."""
-        rows = [(name, self.row(name, SIZES[1])) for name in LADDER]
-        return table("stage | test accuracy", [[name, accuracy(row) or TO_MEASURE] for name, row in rows])
 
     def transfer_table(self) -> list[str]:
         """What a pretrained backbone is worth."""
@@ -264,7 +262,6 @@ PEERS = {
     "PyTorch default": "PyTorch, default layout",
     "Keras fit": "Keras `fit`",
 }
-_summaries: dict[Size, list[dict[str, Any]]] = {}
 
 
 def peer_name(peer: str) -> str | None:
@@ -297,11 +294,16 @@ def workdirs(size: Size) -> list[Path]:
     return sorted((REPORTS / "runs").glob(f"{size.runs}-*/"))
 
 
+@functools.cache
+def groups(size: Size) -> list[runs.Row]:
+    """Returns the published runs of a size, by configuration."""
+    return runs.collect(workdirs(size))[0]
+
+
+@functools.cache
 def summarised(size: Size) -> list[dict[str, Any]]:
     """Returns the rows of `cnn_jax.report` for the published runs of a size."""
-    if size not in _summaries:
-        _summaries[size] = runs.summarise(runs.collect(workdirs(size))[0])["rows"]
-    return _summaries[size]
+    return runs.summarise(groups(size))["rows"]
 
 
 def ladders() -> dict[Size, str]:
@@ -333,8 +335,7 @@ def filled(text: str, tables: dict[str, Callable[[], list[str]]]) -> str:
 def figures(fill: bool) -> dict[Path, bytes]:
     """Returns the figures of the quick runs. Each names the SHA-256 of its numbers, by which a stale one is noticed."""
     rows = summarised(QUICK)
-    found = runs.collect(workdirs(QUICK))[0]
-    named = {row.name: {split: row.curve(split, "accuracy") for split in ("train", "validation")} for row in found}
+    named = {r.name: {split: r.curve(split, "accuracy") for split in ("train", "validation")} for r in groups(QUICK)}
     shown = [
         [row["name"], row["n"], row["mean"]["accuracy"], row["interval"]["accuracy"], row["reference"]]
         + [(row["difference"] or {}).get(key) for key in ("mean", "interval", "significant")]
@@ -370,7 +371,6 @@ def stale(fill: bool = True) -> dict[Path, str | bytes]:
         "highlights": found.highlights,
         "ladder": found.ladder,
         "quick": found.quick,
-        "small": found.small,
         "transfer": found.transfer_table,
         "speed": lambda: found.speed("benchmark_cpu.json"),
         "speed-cached": lambda: found.speed("benchmark_cpu_cached.json"),
@@ -384,10 +384,8 @@ def stale(fill: bool = True) -> dict[Path, str | bytes]:
     for name in LADDER:
         row, path = found.row(name, QUICK), ROOT / "configs" / f"{name}.py"
         if row:
-            values = [run["accuracy"] for run in row["runs"]]
-            commits = {origin["commit"][:7] for origin in row["provenance"]}
-            expect = f"Expect {interval(sum(values) / len(values), t_interval(values))} (mean and 95 % interval of n = "
-            expect += f"{len(values)} seeds, commit {' '.join(sorted(commits))})"
+            commits = " ".join(sorted({origin["commit"][:7] for origin in row["provenance"]}))
+            expect = f"Expect {mean(row)} (mean and 95 % interval of n = {len(row['runs'])} seeds, commit {commits})"
             wanted[path] = EXPECT.sub(expect, path.read_text())
     changed = {p: text for p, text in wanted.items() if not p.exists() or p.read_text() != text}
     return changed | figures(fill)

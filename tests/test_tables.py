@@ -24,8 +24,11 @@ def copy(tmp_path, monkeypatch):
     shutil.copy(ROOT / "README.md", tmp_path)
     for name, path in (("ROOT", tmp_path), ("REPORTS", tmp_path / "reports"), ("DOCS", tmp_path / "docs")):
         monkeypatch.setattr(tables, name, path)
-    monkeypatch.setattr(tables, "_summaries", {})
-    return tmp_path
+    for cached in (tables.groups, tables.summarised):
+        cached.cache_clear()
+    yield tmp_path
+    for cached in (tables.groups, tables.summarised):
+        cached.cache_clear()
 
 
 def test_a_changed_result_makes_every_use_stale(copy):

@@ -137,14 +137,7 @@ _Step = tuple[float | None, Sequence[float]]  # a level, and the bounds of its i
 def _steps(axes: Axes, steps: Sequence[_Step], title: str, subtitle: str) -> None:
     """Draws a waterfall whose bars are labelled with the levels that they reach."""
     axes.set_ylim(len(steps) - 0.5, -0.5)
-    axes.set_yticks([])
-    axes.spines[["top", "left", "right"]].set_visible(False)
-    axes.spines["bottom"].set_color(LIGHT_GREY)
-    axes.tick_params(colors=GREY, labelsize=9, length=3)
-    axes.grid(axis="x", color=LINE, lw=0.8)
-    axes.set_axisbelow(True)
-    axes.xaxis.set_major_formatter(_PERCENT)
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))
+    _horizontal(axes, ticks=6)
     axes.text(0, 1.1, title, size=10.5, color=INK, weight="bold", transform=axes.transAxes)
     axes.text(0, 1.02, subtitle, size=9, color=GREY, transform=axes.transAxes)
     edges, before = [], None
@@ -227,6 +220,12 @@ def _lines(rows: Rows, narrow: bool) -> tuple[Figure, Axes, float]:
     left, right = (0.03, 0.97) if narrow else (max(0.1, 0.02 + 0.0095 * names), 0.66)
     axes = figure.add_axes((left, below / height, right - left, len(rows) * pitch / height))
     axes.set_ylim(len(rows) - 0.55, -0.7 if narrow else -0.55)
+    _horizontal(axes, ticks=5 if narrow else 7)
+    return figure, axes, half
+
+
+def _horizontal(axes: Axes, ticks: int) -> None:
+    """Styles axes whose rows have labels of their own: a percentage below, and nothing else but a light grid."""
     axes.set_yticks([])
     axes.spines[["top", "left", "right"]].set_visible(False)
     axes.spines["bottom"].set_color(LIGHT_GREY)
@@ -234,8 +233,7 @@ def _lines(rows: Rows, narrow: bool) -> tuple[Figure, Axes, float]:
     axes.grid(axis="x", color=LINE, lw=0.8)
     axes.set_axisbelow(True)
     axes.xaxis.set_major_formatter(_PERCENT)
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=5 if narrow else 7, steps=[1, 2, 5, 10]))
-    return figure, axes, half
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=ticks, steps=[1, 2, 5, 10]))
 
 
 def _short(name: str, narrow: bool) -> str:
