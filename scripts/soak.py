@@ -9,7 +9,7 @@ reader of its standard error. Once a run has ended, every leaf of its last check
 of a run that nobody disturbed, every step must have a valid manifest, and no step may count as damaged.
 
 The output is JSON. If it exists already, for the same seed and source, the kills are added to it, so that a long soak
-can be done in parts; the random moments then go on where they ended.
+can be done in parts; the random moments then continue where they ended.
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """What the predictions on the test images add to a report: calibration, ensembles, comparisons by test image.
 
-All networks of a row are scored on the same images, so that rows can be compared image by image.
+All rows are scored on the same images, so that they can be compared image by image.
 """
 
 import dataclasses

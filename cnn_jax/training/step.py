@@ -57,7 +57,7 @@ class TrainStep:
       average: how `state.average` is updated; None without averaging.
       class_weights: a factor of the loss for each class; None for 1 everywhere. A mixed target has the mixed loss.
       skip_not_finite: whether an update is dropped whose loss or gradient is not finite. The state then stays as it
-        was, except that counts of steps go on; the batch enters no metric, and the share of such steps is reported as
+        was, except that steps are still counted; the batch enters no metric, and the share of such steps is reported as
         `SKIPPED`.
       accumulate: parts of a batch whose gradients are computed one after the other and added. BatchNorm sees one part
         at a time.
@@ -121,7 +121,7 @@ class TrainStep:
             mean, current = self.average.update(state.average, state.current, state.step)
             state = state.replace(average=mean, **current)
         if self.skip_not_finite:
-            # Counts of steps, which are integers, go on: the learning rate is a function of the step.
+            # Steps, the only integers, are still counted: the learning rate is a function of the step.
             state = jax.tree.map(
                 lambda new, old: jnp.where(finite, new, old) if jnp.issubdtype(new.dtype, jnp.inexact) else new,
                 state,

@@ -40,7 +40,7 @@ def bar(count: ProgressColumn | None = None, shown: bool = True) -> Progress:
 
 
 class _StandardError:
-    """Standard error, until its reader is gone: what is written afterwards is lost, and the run goes on."""
+    """Standard error, until its reader is gone: what is written afterwards is lost, and the run continues."""
 
     def write(self, text: str) -> None:
         if sys.stderr:  # None where it is closed

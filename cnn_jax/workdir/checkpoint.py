@@ -198,7 +198,7 @@ class Checkpoints:
 
     def _check_directory(self) -> None:
         if not self.directory.is_dir() or not os.path.samestat(self.directory.stat(), os.fstat(self._opened)):
-            with contextlib.suppress(OSError):  # they are empty if Orbax has made them anew
+            with contextlib.suppress(OSError):  # they are empty if Orbax has created them again
                 self.directory.rmdir()
                 self.directory.parent.rmdir()
             raise UserError(

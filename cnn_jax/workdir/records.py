@@ -81,7 +81,7 @@ def last_record(workdir: Path) -> dict[str, Any] | None:
 
 
 def scores_on_test(records: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-    """Returns the record of the test split, which a finished run has; None of one that is unfinished or goes on."""
+    """Returns the record of the test split, which a finished run has; None if the run is unfinished or continues."""
     last = max((record["step"] for record in records), default=0)
     return next((record for record in records if (record["split"], record["step"]) == ("test", last)), None)
 

@@ -104,7 +104,7 @@ class CsvWriter:
         self._file = None
 
     def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Appends a row; the file is written anew where it needs another column."""
+        """Appends a row; the whole file is written again if it needs another column."""
         new = [name for name in scalars if name not in self._columns]
         self._columns += new
         self._rows.append({"step": step, **scalars})
@@ -323,7 +323,7 @@ def _is_after(row: Mapping[str, Any], step: int) -> bool:
 
 
 def _run_of(workdir: Path, logger: str, first_step: int, start: Callable[[], str]) -> str:
-    """Returns the identifier that a logger has for the run in a workdir: a resumed run goes on under the same one."""
+    """Returns a logger's identifier of the run in a workdir; a resumed run keeps it."""
     path = workdir / LOGGERS_FILE
     known: dict[str, str] = json.loads(path.read_text()) if path.exists() else {}
     if not first_step or logger not in known:

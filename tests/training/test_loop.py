@@ -1,4 +1,4 @@
-"""Whole runs, and above all: a run that is stopped and goes on is the run that was never stopped."""
+"""Whole runs, and above all: a run that is stopped and resumed equals one that was never stopped."""
 
 import json
 import signal
@@ -105,7 +105,7 @@ def test_updates_that_are_not_finite_are_skipped_and_counted(tmp_path, small_con
     small_config.optimizer.learning_rate, small_config.epochs = 1e30, 1
     with pytest.raises(UserError, match="first in step 2"):
         train(small_config, str(tmp_path))
-    small_config.on_nan = "skip"  # the same run goes on
+    small_config.on_nan = "skip"  # the same run continues
     assert train(small_config, str(tmp_path)) == 0
     found = [record for record in records(tmp_path) if record["split"] == "train"]
     assert [record["skipped"] for record in found] == [4, 5, 3]

@@ -1,4 +1,4 @@
-"""The speed run, every ingredient on, as a user runs it: it trains, goes on where it was stopped, and serves."""
+"""The speed run, every ingredient on, as a user runs it: it trains, resumes where it was stopped, and serves."""
 
 import json
 import signal

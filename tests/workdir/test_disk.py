@@ -1,4 +1,4 @@
-"""A disk that is full at any moment of a save: one line, no half-written step, and the same command goes on."""
+"""A disk that is full at any moment of a save: one line, no half-written step, and the same command resumes."""
 
 import errno
 import subprocess
