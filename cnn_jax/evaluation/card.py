@@ -12,6 +12,7 @@ from typing import Any
 import jax
 
 from cnn_jax.config.comparison import with_defaults
+from cnn_jax.evaluation import results
 from cnn_jax.evaluation.statistics import t_interval
 from cnn_jax.inference import Classifier, seeds
 from cnn_jax.keys import flatten
@@ -67,7 +68,7 @@ def _scores(classifier: Classifier, workdir: Path) -> list[dict[str, Any]]:
     """Returns the accuracies that the workdir holds, each with what it was measured on and its interval."""
     found = []
     evaluation = _evaluation(workdir)
-    if evaluation and (evaluation.get("step"), evaluation.get("seed")) == (classifier.step, classifier.seed):
+    if evaluation and results.belongs(evaluation, classifier):
         found.append(
             {
                 "of": "this network",
@@ -101,6 +102,7 @@ def _evaluation(workdir: Path) -> dict[str, Any] | None:
     try:
         evaluation = files.read_json(workdir / EVALUATION_FILE)
         names = (
+            "step",
             "split",
             "data",
             "examples",

@@ -20,7 +20,6 @@ from cnn_jax.inference import header as header_lib
 from cnn_jax.models import pretrained
 from cnn_jax.utils import files
 
-SUFFIX = ".safetensors"
 FORMAT = 1
 
 _MOST_BYTES = 2**34
