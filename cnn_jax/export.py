@@ -36,9 +36,10 @@ def main() -> None:
     """Exports a model, loads the file and compares its outputs with those of the workdir."""
     assert _WORKDIR.value and _OUTPUT.value  # required
     step, seed, output = cli.parse_step(_STEP.value), _read_seed(), Path(_OUTPUT.value).expanduser()
-    if output.is_dir() or not output.parent.is_dir():
-        reason = "is a folder" if output.is_dir() else "is in a folder that does not exist"
-        raise UserError(f"--output={output} {reason}: name a file, for example {output / 'model.jaxexport'}.")
+    if output.is_dir():
+        raise UserError(f"--output={output} is a folder: name a file, for example {output / 'model.jaxexport'}.")
+    if not output.parent.is_dir():
+        raise UserError(f"--output={output} is in a folder that does not exist: create it, or choose another file.")
     suffix = output.suffix.removeprefix(".")
     kind = _FORMAT.value or (suffix if suffix in FORMATS else "jaxexport")
     if kind == "safetensors" and suffix != kind:
