@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import select
 import signal
 import threading
 from types import FrameType
@@ -16,8 +17,10 @@ class Interrupt:
     """Context in which the first SIGINT, SIGTERM, SIGHUP or SIGPIPE is recorded.
 
     A second SIGINT or SIGTERM ends the process at once, even while XLA compiles and no handler in Python can run.
-    SIGHUP is ignored where it was ignored before, as under `nohup`. Outside of the main thread, which alone can handle
-    signals, the context does nothing.
+    SIGHUP is ignored where it was ignored before, as under `nohup`. SIGPIPE counts only where nobody reads standard
+    output or standard error any more, because libraries cause it too: asyncio when it closes an event loop, a logger
+    whose server closes the connection. Outside of the main thread, which alone can handle signals, the context does
+    nothing.
 
     Attributes:
       signal: the recorded signal, or None.
@@ -52,7 +55,8 @@ class Interrupt:
 
     def _record(self, number: int, frame: FrameType | None) -> None:
         del frame
-        self.signal = self.signal or signal.Signals(number)
+        if number != getattr(signal, "SIGPIPE", None) or _reader_is_gone():
+            self.signal = self.signal or signal.Signals(number)
 
     def _watch(self, reader: int) -> None:
         """Waits for signals in a thread."""
@@ -66,3 +70,11 @@ class Interrupt:
                 asked = True
                 with contextlib.suppress(OSError):  # nobody may be reading
                     os.write(2, b"\nStopping after the current steps. Repeat to stop immediately and lose them.\n")
+
+
+def _reader_is_gone() -> bool:
+    """Whether the other end of standard output or standard error is closed."""
+    poll = select.poll()
+    for descriptor in (1, 2):
+        poll.register(descriptor, 0)  # errors and hang-ups are reported in any case
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))

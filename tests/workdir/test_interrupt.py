@@ -90,6 +90,16 @@ def test_a_reader_that_is_gone_stops_the_run(tmp_path, trained):
     assert_same_run(tmp_path, trained, 25)
 
 
+def test_another_closed_pipe_does_not_stop_the_run():
+    reader, writer = os.pipe()
+    os.close(reader)
+    with Interrupt() as interrupt:
+        with pytest.raises(BrokenPipeError):
+            os.write(writer, b"0")
+        assert interrupt.signal is None
+    os.close(writer)
+
+
 def test_standard_output_on_a_full_disk_is_one_line(trained, monkeypatch):
     monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
     with open("/dev/full", "w") as full:
