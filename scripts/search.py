@@ -198,7 +198,7 @@ def variants() -> dict[str, tuple[str, dict[str, Any]]]:
 def ablate(search: Search, seeds: int, cores: list[frozenset[int]], dry_run: bool) -> None:
     """Trains the variants with several seeds, and writes what each ingredient is worth."""
     jobs = []
-    for seed in range(seeds):
+    for seed in range(1, seeds + 1):  # the search used 0
         for name, (stage, settings) in variants().items():
             jobs.append(search.job(f"{name}-{seed}", {**settings, "seed": seed}, stage, "modern"))
     missing = [job for job in jobs if not job.finished()]
@@ -218,7 +218,7 @@ def write_ablation(runs: Path, seeds: int) -> None:
     accuracies: dict[str, dict[int, float]] = {}
     commits = set()
     for name in variants():
-        for seed in range(seeds):
+        for seed in range(1, seeds + 1):  # the search used 0
             folder = runs / f"modern-{name}-{seed}"
             scores = scores_on_test(read_metrics(folder)) if folder.exists() else None
             if scores:

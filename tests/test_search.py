@@ -75,7 +75,7 @@ def test_costs_are_paired_by_seed(tmp_path, monkeypatch):
     monkeypatch.setattr(search, "ROOT", tmp_path)
     monkeypatch.setattr(search, "variants", lambda: {"modern": ("modern", {}), "no_mirror": ("modern", {"a": 1})})
     for name, values in (("modern", (0.6, 0.62, 0.64)), ("no_mirror", (0.59, 0.6))):
-        for seed, value in enumerate(values):
+        for seed, value in enumerate(values, 1):
             folder = tmp_path / f"modern-{name}-{seed}"
             folder.mkdir()
             record = {"step": 9, "epoch": 10, "split": "test", "accuracy": value}
@@ -86,4 +86,4 @@ def test_costs_are_paired_by_seed(tmp_path, monkeypatch):
     search.write_ablation(tmp_path, 3)
     modern, without = json.loads((tmp_path / "reports/modern_ablation.json").read_text())["rows"]
     assert modern["cost"] is None and modern["mean"] == pytest.approx(0.62)
-    assert without["cost"]["seeds"] == [0, 1] and without["cost"]["mean"] == pytest.approx(0.015)
+    assert without["cost"]["seeds"] == [1, 2] and without["cost"]["mean"] == pytest.approx(0.015)
