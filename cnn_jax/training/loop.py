@@ -116,7 +116,7 @@ def _train(
 
     While the device trains a chunk, the metrics of the previous one are fetched.
     """
-    plan, score = experiment.plan, None
+    plan, keys, score = experiment.plan, experiment.keys, None
     schedule = _SaveSchedule(experiment.config.checkpoint, plan.total_steps, now)
     for phase in experiment.phases_from(now):
         if report.interrupted() or report.ended(now):
@@ -131,8 +131,8 @@ def _train(
             with report.watch.measure("train"), report.profile(chunk) as wait_for:
                 rows = pipeline.rows(*chunk)
                 with jax.transfer_guard("disallow"):  # the step itself moves nothing between host and device
-                    sharpness = phase.sharpness(chunk, state, rows, pipeline.shared, experiment.keys)
-                    state, metrics = phase.train(state, rows, pipeline.shared, experiment.keys, plan.longest_chunk)
+                    sharpness = phase.sharpness(chunk, state, rows, pipeline.shared, keys)
+                    state, metrics = phase.train(state, rows, pipeline.shared, keys, plan.longest_chunk)
                 wait_for(state)
                 # Fetches the previous chunk's metrics.
                 recorder.train(chunk, metrics, phase.rate(chunk.stop - 1), sharpness)
