@@ -9,6 +9,7 @@ from typing import Any
 
 import flax.traverse_util
 import jax
+import jax.numpy as jnp
 from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
@@ -181,6 +182,17 @@ class Experiment:
         """Returns what feeds the steps of a phase; see `arrays`."""
         order = Order(self.plan.num_examples, self.plan.batch_size)
         return Resident(self.arrays(phase, variables, "train", stop), order, self.seeds)
+
+    def warm_up(self, phase: Phase, state: TrainState, pipeline: Resident, step: int) -> None:
+        """Compiles and runs the program of a chunk, on a copy of the state that is thrown away.
+
+        On a GPU the first run of a program also loads it and sets up cuDNN. It is padded to the length of the others,
+        so that one program serves all; on a CPU it is one step.
+        """
+        copy = jax.tree.map(jnp.copy, state)
+        rows, length = pipeline.rows(step, step + 1), self.plan.longest_chunk
+        _, metrics = phase.train(copy, rows, pipeline.shared, self.keys, length)
+        self.fetch(metrics)
 
     def train_chunk(self, state: TrainState, step: int) -> tuple[int, TrainState, dict[str, Any]]:
         """Trains the chunk that starts at `step` and waits for its metrics: the loop for scripts and tests.

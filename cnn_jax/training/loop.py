@@ -114,7 +114,7 @@ def _train(
 ) -> tuple[int, TrainState]:
     """Trains from step `now` to the end or until stopped; returns the last step, which is saved, and its state.
 
-    While the device trains a chunk, the metrics of the previous one are fetched.
+    While the device trains a chunk, the metrics of the previous one are fetched, and the last checkpoint is written.
     """
     plan, keys, score = experiment.plan, experiment.keys, None
     schedule = _SaveSchedule(experiment.config.checkpoint, plan.total_steps, now)
@@ -125,6 +125,9 @@ def _train(
         pipeline = experiment.pipeline(phase, state.variables)
         if now and now == phase.start:
             state = phase.restart(state)
+        if experiment.config.warm_up:
+            with report.watch.measure("warm-up"):
+                experiment.warm_up(phase, state, pipeline, now)
         for chunk in plan.chunks(now, phase.stop):
             if report.interrupted() or (score is not None and report.ended(now)):
                 break
@@ -143,11 +146,12 @@ def _train(
             if epoch:
                 score = report.validate(state, now, epoch)
             if save:
-                checkpoints.save(now, state.items, score)
+                checkpoints.save(now, state.items, score, wait=False)
                 schedule.saved(now)
     if now > schedule.last:  # stopped since the last checkpoint
         recorder.flush()
         checkpoints.save(now, state.items, score)
+    checkpoints.wait()
     return now, state
 
 
