@@ -226,7 +226,7 @@ def programs() -> Iterator[Program]:
     yield of("speedrun, 4 seeds on 4 GPUs", "chunk", "speedrun", seeds=4, gpus=4)
     for stage in ("transfer", "transfer_lite"):
         yield of(f"{stage}, head on features", "chunk", stage)
-    yield of("transfer_finetune, second phase", "chunk", "transfer_finetune", 1, batch_size=100)
+    yield of("transfer_finetune, second phase", "chunk", "transfer_finetune", 1)
     yield of("evaluation of augment", "evaluation", "augment", "validation")
     yield of("evaluation of augment, 8 seeds", "evaluation", "augment", "validation", seeds=8)
     yield of("evaluation of the speed run, 6 views", "evaluation", "speedrun", "test")
