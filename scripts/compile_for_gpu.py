@@ -55,6 +55,7 @@ from cnn_jax.data.splits import ArraySource, Dataset, Split  # noqa: E402
 from cnn_jax.parallel.placement import Placement  # noqa: E402
 from cnn_jax.training.experiment import Experiment  # noqa: E402
 from cnn_jax.training.feature_cache import make_extractor  # noqa: E402
+from cnn_jax.utils import files  # noqa: E402
 from cnn_jax.utils.source import revision  # noqa: E402
 
 TARGETS = Path(__file__).parent / "gpu_targets"
@@ -348,8 +349,12 @@ def main() -> int:
         for program in programs():
             if not re.search(options.only, program.name):
                 continue
-            row = compile_for(target, program)
-            report["rows"].append(row)
+            try:
+                row = compile_for(target, program)
+            except jax.errors.JaxRuntimeError as error:
+                failed = True
+                print(f"{target}: {program.name}: {str(error).splitlines()[0]}", file=sys.stderr, flush=True)
+                continue
             failed |= bool(row["problems"])
             trip, launches = row["trip"], row["launches"]["trip"]
             print(
@@ -363,8 +368,18 @@ def main() -> int:
             for problem in row["problems"]:
                 print(f"{target}: {program.name}: {problem}", file=sys.stderr, flush=True)
             if options.output:
-                options.output.write_text(json.dumps(report, indent=1) + "\n")
+                add(options.output, report, row)
     return int(failed)
+
+
+def add(path: Path, report: dict[str, Any], row: dict[str, Any]) -> None:
+    """Writes a row to a report, whose other rows are kept if they were made in the same way."""
+    held = json.loads(path.read_text()) if path.exists() else {}
+    same = {**held, "rows": [], "command": ""} == {**report, "rows": [], "command": ""}
+    rows = held["rows"] if same else []
+    rows = [each for each in rows if (each["target"], each["program"]) != (row["target"], row["program"])]
+    with files.replacing(path) as file:
+        file.write(json.dumps(report | {"rows": [*rows, row]}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
