@@ -78,6 +78,7 @@ class Program:
       gpus: how many it runs on.
       dtype: in which the network computes.
       donates: whether all results are in the buffers of arguments.
+      known: regular expression of problems that are accepted.
     """
 
     name: str
@@ -86,6 +87,7 @@ class Program:
     gpus: int = 1
     dtype: str = "float32"
     donates: bool = False
+    known: str = "(?!)"
 
 
 class Run:
@@ -216,7 +218,9 @@ def programs() -> Iterator[Program]:
     yield of("augment, batch 32, deterministic", "chunk", "augment", deterministic=True)
     yield of("augment, batch 32, skip not finite", "chunk", "augment", on_nan="skip")
     yield of("augment, batch 32, diagnostics", "chunk", "augment", diagnostics=True)
-    yield of("augment, sharpness", "sharpness", "augment", diagnostics=True)
+    # Its Hessian takes derivatives of gradients of kernels, which transpose them; it is measured now and then only.
+    sharpness = of("augment, sharpness", "sharpness", "augment", diagnostics=True)
+    yield dataclasses.replace(sharpness, known="transposed for a convolution")
     yield of("augment, 8 seeds, batch 32", "chunk", "augment", seeds=8)
     yield of("augment, 8 seeds, batch 32, bfloat16", "chunk", "augment", seeds=8, dtype="bfloat16")
     yield of("augment, 8 seeds on 4 GPUs, batch 32", "chunk", "augment", seeds=8, gpus=4)
@@ -279,6 +283,7 @@ def compile_for(target: str, program: Program) -> dict[str, Any]:
     seconds = time.perf_counter() - start
     row |= {"lower_s": round(lowering, 1), "compile_s": round(seconds, 1), "memory": memory(compiled)}
     row |= read(compiled.as_text(), sequence(), program.donates) | {"dtype": program.dtype}
+    found = row.pop("problems")
     trip = row["trip"]
     by_bytes, by_flops = trip["nbytes"] / bandwidth(target), trip["flops"] / PEAKS[target][program.dtype]
     row["least_ms_estimated"] = {
@@ -290,7 +295,9 @@ def compile_for(target: str, program: Program) -> dict[str, Any]:
         exported = jax.export.export(jitted, platforms=("cuda",))(*arguments)
         row["exported_bytes"] = len(exported.mlir_module_serialized)
     except Exception as error:  # whatever the reason, the program is not portable
-        row["problems"].append(f"export for cuda fails: {str(error).splitlines()[0][:200]}")
+        found.append(f"export for cuda fails: {str(error).splitlines()[0][:200]}")
+    row["problems"] = [each for each in found if not re.search(program.known, each)]
+    row["known"] = len(found) - len(row["problems"])
     return row
 
 
