@@ -110,10 +110,15 @@ class Run:
         """Where the arrays are."""
         return self.experiment.place
 
+    @property
+    def _model(self) -> Any:
+        """Of any protocol."""
+        return self.experiment.model
+
     def chunk(self, phase: int = 0) -> tuple[Any, tuple[Any, ...]]:
         """The first chunk of a phase."""
         run, of = self.experiment, self.experiment.phases[phase]
-        shared = self.examples("train", of.on_features)
+        shared: Any = self.examples("train", of.on_features)
         order = Order(run.plan.num_examples, run.plan.batch_size)
         rows = Resident(shared, order, run.seeds).rows(*next(run.plan.chunks(of.start, of.stop)))
         keys = self.place.abstract(rng.root, 0)
@@ -138,8 +143,7 @@ class Run:
 
     def fit_to_images(self) -> tuple[Any, tuple[Any, ...]]:
         """What completes the variables by a look at training images."""
-        count = self.experiment.model.init_images
-        images = jax.ShapeDtypeStruct((count, 32, 32, 3), np.uint8, sharding=self.place.replicated)
+        images = jax.ShapeDtypeStruct((self._model.init_images, 32, 32, 3), np.uint8, sharding=self.place.replicated)
         return jax.jit(self.experiment.initializer.fit), (self.experiment.target(0).params, images)
 
     def initial_state(self) -> tuple[Any, tuple[Any, ...]]:
@@ -148,12 +152,11 @@ class Run:
 
     def features(self) -> tuple[Any, tuple[Any, ...]]:
         """Features of a batch by a frozen backbone."""
-        run = self.experiment
-        name = run.model.backbone_name
+        run, name = self.experiment, self._model.backbone_name
         variables = {kind: {name: tree[name]} for kind, tree in run.target(0).variables.items()}
         shape = (run.config.eval_batch_size, 32, 32, 3)
         images = jax.ShapeDtypeStruct(shape, np.uint8, sharding=self.place.replicated)
-        return jax.jit(make_extractor(run.model, run.preprocess)), (variables, images)
+        return jax.jit(make_extractor(self._model, run.preprocess)), (variables, images)
 
     def order(self) -> tuple[Any, tuple[Any, ...]]:
         """The permutation of an epoch."""
@@ -171,7 +174,7 @@ class Run:
 
     def examples(self, split: str, features: bool = False) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes of a split on the device."""
-        shape = (self.experiment.model.network.num_features,) if features else (32, 32, 3)
+        shape = (self._model.network.num_features,) if features else (32, 32, 3)
         dtype = np.float32 if features else np.uint8
         count, sharding = SIZES[split], self.place.replicated
         return {
