@@ -121,7 +121,7 @@ class Run:
         shared: Any = self.examples("train", of.on_features)
         order = Order(run.plan.num_examples, run.plan.batch_size)
         rows = Resident(shared, order, run.seeds).rows(*next(run.plan.chunks(of.start, of.stop)))
-        keys = self.place.abstract(rng.root, 0)
+        keys = self.place.abstract(lambda: rng.root(0))
         arguments = of.train.abstract(run.target(of.stop), rows, shared, keys, run.plan.longest_chunk)
         return of.train.program, arguments
 

@@ -117,7 +117,8 @@ def test_autotuning_results_are_kept_beside_the_compilation_cache():
     """By JAX, where there is a cache of compiled programs: a resumed run then has the same kernels."""
     import jax
 
-    assert "xla_gpu_per_fusion_autotune_cache_dir" in jax.config.jax_persistent_cache_enable_xla_caches
+    caches = jax.config.values["jax_persistent_cache_enable_xla_caches"]
+    assert "xla_gpu_per_fusion_autotune_cache_dir" in caches
 
 
 def test_an_unusable_cache_folder_stops_nothing(tmp_path, prepared):

@@ -2,6 +2,7 @@
 
 import dataclasses
 from types import SimpleNamespace
+from unittest import mock
 
 import flax.struct
 import jax
@@ -81,7 +82,7 @@ def test_a_scan_is_compiled_from_shapes_before_there_are_arrays(seeds, length):
     chunk, lead = Chunk(step, place), (seeds,) if seeds > 1 else ()
     start = {"sum": jax.ShapeDtypeStruct((*lead, 3), jnp.float32, sharding=place.state)}
     rows = {"x": np.ones((5, *lead, 3), np.float32)}
-    keys = place.abstract(rng.root, 0)
+    keys = place.abstract(lambda: rng.root(0))
     arguments = chunk.abstract(start, rows, jax.ShapeDtypeStruct((), jnp.float32), keys, length)
     assert arguments[1]["x"].shape == (length or 5, *lead, 3)
     chunk.program.trace(*arguments).lower().compile()
@@ -94,7 +95,8 @@ def test_a_scan_is_compiled_from_shapes_before_there_are_arrays(seeds, length):
 
 @pytest.mark.parametrize("platform, options", [("gpu", {"xla_gpu_deterministic_ops": True}), ("cpu", None)])
 def test_deterministic_kernels_are_an_option_of_the_programs_for_gpus(platform, options):
-    place = Placement(SimpleNamespace(devices=np.array([SimpleNamespace(platform=platform)])), deterministic=True)
+    mesh = mock.Mock(spec=jax.sharding.Mesh, devices=np.array([SimpleNamespace(platform=platform)]))
+    place = Placement(mesh, deterministic=True)
     assert place.compiler_options == options
     assert dataclasses.replace(place, deterministic=False).compiler_options is None
 
