@@ -63,7 +63,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=8)
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=4, help="steps in a round")
+    parser.add_argument("--steps", type=int, default=0, help="steps in a round; 0: 4 on a CPU, 200 on a GPU")
     parser.add_argument("--devices", type=int, default=1, help="CPU devices to make of one")
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
@@ -73,6 +73,8 @@ def main() -> None:
     import measuring  # isort: skip  before JAX, for which it sets up the compiler
     import jax
 
+    # A GPU takes a millisecond for a step of a small network: a few steps would measure Python.
+    arguments.steps = arguments.steps or (4 if jax.default_backend() == "cpu" else 200)
     ways = [way for way in WAYS if way != "devices" or jax.local_device_count() > 1]
     runs = {way: make(way, arguments.seeds, arguments.batch_size, arguments.steps) for way in ways}
     for run in runs.values():

@@ -90,5 +90,10 @@ class Initializer:
         if not isinstance(model, InitialisedFromImages):
             return lambda variables: variables
         first = images[: model.init_images]
-        fit = jax.jit(lambda params, images: model.init_from_images(params, self.preprocess(images)))
+        fit = jax.jit(self.fit)
         return lambda variables: {**variables, "params": fit(variables["params"], first)}
+
+    def fit(self, params: PyTree, images: UInt8[Array, "n height width 3"]) -> PyTree:
+        """Returns the parameters of a network whose initialisation looks at training images; pure."""
+        assert isinstance(self.model, InitialisedFromImages)
+        return self.model.init_from_images(params, self.preprocess(images))
