@@ -1,6 +1,7 @@
 """What many seeds at once cost: 8 seeds against 1, by each of the ways there are to run them.
 
-    python scripts/benchmark_seeds.py [--seeds=8] [--batch_size=32] [--rounds=5] [--devices=2] [--output=FILE.json]
+    python scripts/benchmark_seeds.py [--seeds=8] [--batch_size=32] [--rounds=5] [--ways=one,vmap] [--devices=2]
+        [--output=FILE.json]
 
 The train step of stage `augment` on random images of 32x32 pixels, as training runs it. The ways take turns (one, loop,
 vmap, patches, devices, one, loop, ...), so that what else the machine does falls on all of them; a number is a median
@@ -64,6 +65,8 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=4, help="steps in a round")
+    parser.add_argument("--ways", default=",".join(WAYS), help="some of %(default)s; the first must be `one`")
+    parser.add_argument("--scan", action="store_true", help="steps in a compiled loop, as on a GPU")
     parser.add_argument("--devices", type=int, default=1, help="CPU devices to make of one")
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
