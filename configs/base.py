@@ -64,6 +64,15 @@ KEYS = {
         "float32", one_of("float32", "bfloat16"), "type that layers compute in; parameters are float32 in any case"
     ),
     "label_smoothing": Key(0.0, SHARE, "share of each target that is spread evenly over all classes"),
+    "deterministic": Key(
+        False, BOOLEAN, "on a GPU, use only kernels that give the same bits each time: a repeated run is then identical"
+    ),
+    "warm_up": Key(
+        False,
+        BOOLEAN,
+        "before training is timed, run its program once on a state that is thrown away; reported apart",
+        changes_numbers=False,
+    ),
     "on_nan": Key(
         "stop",
         one_of("stop", "skip", "continue"),

@@ -31,6 +31,7 @@ class Placement:
         rounding; "loop" equals single runs bit for bit.
       scan: whether a chunk of steps is one `lax.scan`, or one call per step. In every step the two agree to rounding.
       images: whether every device holds all images or a part of them; see `put_examples`.
+      deterministic: whether a GPU may only use kernels that give the same bits each time.
     """
 
     mesh: Mesh
@@ -38,18 +39,28 @@ class Placement:
     seed_layout: SeedLayout | None = None
     scan: bool = False
     images: Images = "auto"
+    deterministic: bool = False
 
     @classmethod
-    def from_config(cls, config: Any) -> "Placement":
-        """Returns the placement that `config.mesh` describes.
+    def from_config(
+        cls,
+        config: Any,
+        devices: Sequence[jax.Device] | None = None,  # pyright: ignore[reportInvalidTypeForm]
+    ) -> "Placement":
+        """Returns the placement that `config.mesh` and `config.deterministic` describe.
 
         By default a CPU is one device, even if XLA was told to make several. Of other devices, all share the seeds if
         they can do so evenly; otherwise as many as can share each batch evenly do.
 
+        Args:
+          config: of a run.
+          devices: to use, which may be those of a `jax.experimental.topologies.TopologyDescription`: programs can then
+            be compiled, but not run; None for all of this process.
+
         Raises:
           UserError: there are not so many devices, or they cannot share the seeds or a batch evenly.
         """
-        devices, mesh = jax.local_devices(), config.mesh
+        devices, mesh = jax.local_devices() if devices is None else list(devices), config.mesh
         on_cpu, free = devices[0].platform == "cpu", len(devices) // max(mesh.data, 1)
         seed = mesh.seed or (free if not on_cpu and free and config.seeds % free == 0 else 1)
         if config.batch_size % config.accumulate:
@@ -73,7 +84,7 @@ class Placement:
         scan = {"auto": not on_cpu, "scan": True, "loop": False}[mesh.steps]
         layout: SeedLayout = "devices" if seed > 1 else "loop" if on_cpu and not scan else "vmap"
         place = cls.choose(config.seeds, devices=devices[: seed * data], data=data, seed_layout=layout, scan=scan)
-        return dataclasses.replace(place, images=mesh.images)
+        return dataclasses.replace(place, images=mesh.images, deterministic=config.deterministic)
 
     @classmethod
     def choose(
@@ -129,6 +140,12 @@ class Placement:
     def seed_spec(self) -> PartitionSpec:
         """Partitions a leading seed axis, where arrays have one and it is spread over devices."""
         return PartitionSpec(SEED) if self.seed_layout == "devices" else PartitionSpec(*[None] * bool(self.seeds))
+
+    @property
+    def compiler_options(self) -> dict[str, Any] | None:
+        """Of `jax.jit`, for the programs of training and evaluation; a CPU needs none to give the same bits."""
+        on_gpu = self.mesh.devices.flat[0].platform in ("gpu", "cuda", "rocm")
+        return {"xla_gpu_deterministic_ops": True} if self.deterministic and on_gpu else None
 
     @property
     def data(self) -> int:

@@ -73,9 +73,7 @@ class Initializer:
 
     @functools.cached_property
     def _fit(self) -> Callable[[PyTree, Array], PyTree]:
-        model = self.model
-        assert isinstance(model, InitialisedFromImages)
-        return jax.jit(lambda params, images: model.init_from_images(params, self.preprocess(images)))
+        return jax.jit(self.fit)
 
     def _make(self) -> Callable[[PRNGKeyArray], dict[str, PyTree]]:
         if self.weights == RANDOM:
@@ -103,3 +101,8 @@ class Initializer:
             return lambda variables: variables
         first = images[: model.init_images]
         return lambda variables: {**variables, "params": self._fit(variables["params"], first)}
+
+    def fit(self, params: PyTree, images: UInt8[Array, "n height width 3"]) -> PyTree:
+        """Returns the parameters of a network whose initialisation looks at training images; pure."""
+        assert isinstance(self.model, InitialisedFromImages)
+        return self.model.init_from_images(params, self.preprocess(images))

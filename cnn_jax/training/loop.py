@@ -114,9 +114,9 @@ def _train(
 ) -> tuple[int, TrainState]:
     """Trains from step `now` to the end or until stopped; returns the last step, which is saved, and its state.
 
-    While the device trains a chunk, the metrics of the previous one are fetched.
+    While the device trains a chunk, the metrics of the previous one are fetched, and the last checkpoint is written.
     """
-    plan, score = experiment.plan, None
+    plan, keys, score = experiment.plan, experiment.keys, None
     schedule = _SaveSchedule(experiment.config.checkpoint, plan.total_steps, now)
     for phase in experiment.phases_from(now):
         if report.interrupted() or report.ended(now):
@@ -125,14 +125,17 @@ def _train(
         pipeline = experiment.pipeline(phase, state.variables)
         if now and now == phase.start:
             state = phase.restart(state)
+        if experiment.config.warm_up:
+            with report.watch.measure("warm-up"):
+                experiment.warm_up(phase, state, pipeline, now)
         for chunk in plan.chunks(now, phase.stop):
             if report.interrupted() or (score is not None and report.ended(now)):
                 break
             with report.watch.measure("train"), report.profile(chunk) as wait_for:
                 rows = pipeline.rows(*chunk)
                 with jax.transfer_guard("disallow"):  # the step itself moves nothing between host and device
-                    sharpness = phase.sharpness(chunk, state, rows, pipeline.shared, experiment.keys)
-                    state, metrics = phase.train(state, rows, pipeline.shared, experiment.keys, phase.longest_chunk)
+                    sharpness = phase.sharpness(chunk, state, rows, pipeline.shared, keys)
+                    state, metrics = phase.train(state, rows, pipeline.shared, keys, phase.longest_chunk)
                 wait_for(state)
                 # Fetches the previous chunk's metrics.
                 recorder.train(chunk, metrics, phase.rate(chunk.stop - 1), sharpness)
@@ -143,11 +146,12 @@ def _train(
             if epoch:
                 score = report.validate(state, now, epoch)
             if save:
-                checkpoints.save(now, state.items, score)
+                checkpoints.save(now, state.items, score, wait=False)
                 schedule.saved(now)
     if now > schedule.last:  # stopped since the last checkpoint
         recorder.flush()
         checkpoints.save(now, state.items, score)
+    checkpoints.wait()
     return now, state
 
 

@@ -5,6 +5,7 @@ opt_state}; `metadata`, JSON with the config, the class names and the preprocess
 is the average, and `train` also has the {params, batch_stats} from which training continues.
 """
 
+import concurrent.futures
 import contextlib
 import math
 import os
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from absl import logging
 from jaxtyping import PyTree
@@ -41,6 +43,9 @@ class Checkpoints:
     The last two are kept, so that one is left should the other be damaged on disk, and the best. A step is written
     under another name and renamed when it is complete, manifest included; a step that is deleted is renamed first. So
     a process that is killed at any moment leaves whole steps, and readers see no others.
+
+    A thread can write a step while training continues. At most one step is being written, and everything else waits for
+    it; the end of the `with` statement does too.
     """
 
     def __init__(
@@ -65,6 +70,8 @@ class Checkpoints:
                 "model", "train", "metadata", metrics=ocp.JsonCheckpointHandler(filename="metrics")
             )
         )
+        self._thread = concurrent.futures.ThreadPoolExecutor(1, "save")
+        self._saving: concurrent.futures.Future[None] | None = None
         self._remove_leftovers()
         self._steps = {step.number: step for step in manifest.inspect(self.directory)}
         damaged = {step.number: step.damage for step in self._steps.values() if step.damage}
@@ -75,37 +82,63 @@ class Checkpoints:
         return self
 
     def __exit__(self, *_) -> None:
-        self._checkpointer.close()
-        os.close(self._opened)
+        try:
+            self.wait()
+        finally:
+            self._thread.shutdown()
+            self._checkpointer.close()
+            os.close(self._opened)
+
+    def wait(self) -> None:
+        """Returns when the step that is being written, if there is one, is on disk; raises what `save` would."""
+        saving, self._saving = self._saving, None
+        if saving:
+            saving.result()
 
     @property
     def latest_step(self) -> int | None:
         """The last step that was saved and is intact."""
+        self.wait()
         return max((step.number for step in self._sound), default=None)
 
     @property
     def best_step(self) -> int | None:
         """The intact step with the highest score; the latest where none was scored."""
+        self.wait()
+        return self._best
+
+    @property
+    def _best(self) -> int | None:
         return manifest.best(self._sound).number if self._sound else None
 
     @property
     def _sound(self) -> list[Step]:
         return [step for step in self._steps.values() if step.sound]
 
-    def save(self, step: int, items: Items, score: float | None = None) -> None:
-        """Saves a step, unless it is there already; returns when it is on disk.
+    def save(self, step: int, items: Items, score: float | None = None, *, wait: bool = True) -> None:
+        """Saves a step, unless it is there already.
 
         Args:
           step: its number.
           items: "model" and "train", trees of arrays.
           score: the higher, the better; None where it was not measured. NaN counts as the worst.
+          wait: whether to return when it is on disk. Otherwise the arrays are copied on the device, to be written while
+            it computes; what goes wrong is raised by the next use of this object.
 
         Raises:
           UserError: the disk is full, read-only or gone; no half-written step is left.
         """
+        self.wait()
         if step in self._steps and self._steps[step].sound:
             return
         score = score if score is not None and math.isfinite(score) else None
+        records = manifest.describe_records(self._records)  # they grow while the step is written
+        if wait:
+            self._save(step, items, score, records)
+        else:
+            self._saving = self._thread.submit(self._save, step, _copy(items), score, records)
+
+    def _save(self, step: int, items: Items, score: float | None, records: dict[str, Any]) -> None:
         args = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
         args["metadata"] = ocp.args.JsonSave(self._metadata)
         if score is not None:
@@ -117,7 +150,7 @@ class Checkpoints:
                 self._remove_leftovers()  # of a save that failed, to which threads may have written since
                 check_room(self.directory, _size(items))
                 self._checkpointer.save(folder, args=ocp.args.Composite(**args), force=True)
-                manifest.write(folder, step, score, self._metadata["config"], self._records)
+                manifest.write(folder, step, score, self._metadata["config"], records)
                 self._check_directory()
                 self._delete(step)  # an unfinished one
                 folder.rename(self.directory / str(step))
@@ -127,7 +160,7 @@ class Checkpoints:
             self._check_directory()  # whose loss Orbax reports in many ways
             raise
         self._steps[step] = Step(step, -math.inf if score is None else float(score))
-        kept = {*sorted(each.number for each in self._sound)[-2:], self.best_step}
+        kept = {*sorted(each.number for each in self._sound)[-2:], self._best}
         for number in [number for number in self._steps if number < step and number not in kept]:
             self._delete(number)
 
@@ -143,6 +176,7 @@ class Checkpoints:
         Raises:
           UserError: every step is damaged, or they belong to another run, to another network or to other data.
         """
+        self.wait()
         failed = {step.number: step.damage for step in self._steps.values() if step.damage}
         for step in _in_order_of_trust(self._steps.values()):
             metadata = None
@@ -188,7 +222,8 @@ class Checkpoints:
             step,
         )
         with errors_in_one_line(self.directory):
-            manifest.write(self.directory / str(step), step, None, self._metadata["config"], self._records)
+            records = manifest.describe_records(self._records)
+            manifest.write(self.directory / str(step), step, None, self._metadata["config"], records)
         self._steps[step] = Step(step)
 
     def _remove_leftovers(self) -> None:
@@ -226,6 +261,12 @@ class Checkpoints:
         if self._steps.pop(step, None):
             deleted = (self.directory / str(step)).rename(self.directory / f"{step}{_DELETED}")
             shutil.rmtree(deleted, ignore_errors=True)
+
+
+@jax.jit
+def _copy(items: Items) -> Items:
+    """Returns arrays that no later step overwrites."""
+    return jax.tree.map(jnp.copy, items)
 
 
 def restore_model(
