@@ -223,6 +223,9 @@ def programs() -> Iterator[Program]:
     yield of("augment on 4 GPUs, batch 512, images sharded", "chunk", "augment", batch_size=512, gpus=4,
              mesh__images="shard")  # fmt: skip
     yield of("speedrun", "chunk", "speedrun")
+    yield of("speedrun, batched Muon", "chunk", "speedrun", optimizer__muon__batched=True)
+    for phase, side in enumerate((24, 28)):
+        yield of(f"speedrun, resized to {side} pixels", "chunk", "speedrun", phase, augment__sides=(24, 28, 32))
     yield of("speedrun, 4 seeds on 4 GPUs", "chunk", "speedrun", seeds=4, gpus=4)
     for stage in ("transfer", "transfer_lite"):
         yield of(f"{stage}, head on features", "chunk", stage)

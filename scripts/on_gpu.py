@@ -616,7 +616,7 @@ class Conductor:
 
 def _last_line(log: Path) -> str:
     lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    return lines[-1][-500:] if lines else "it printed nothing"
+    return lines[-1][-500:].removeprefix("Error: ") if lines else "it printed nothing"
 
 
 def _terminated(number: int, frame: Any) -> None:

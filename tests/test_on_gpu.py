@@ -15,13 +15,13 @@ import time
 for run, more in (("warmup", 0), (1, 1), (2, 2), (3, 3)):
     print(f"|  {run}  |      0  |     0.1  |  0.2000  |          |          |")
     print(f"|      |   eval  |     0.1  |  0.930{more}  |  0.940{more}  |  2.5{more}00  |", flush=True)
-    time.sleep(PAUSE)
+    time.sleep(PAUSE * more)
 """
 
 
 @pytest.fixture
 def checkout(tmp_path):
-    """Makes a checkout of airbench whose code waits after each run."""
+    """Makes a checkout of airbench whose code waits after each run but the warm-up."""
 
     def make(pause=0):
         folder = tmp_path / "airbench"
@@ -53,7 +53,7 @@ def test_finished_steps_are_skipped_and_failed_ones_repeated(tmp_path, checkout)
         "airbench": "failed",
         "hiverge": "left out",
     }
-    assert found["airbench"]["error"].endswith("there is no " + str(tmp_path / "nothing" / "airbench94_muon.py"))
+    assert found["airbench"]["error"] == f"there is no {tmp_path / 'nothing' / 'airbench94_muon.py'}"
     assert "the same command repeats airbench" in first.stdout and "--hiverge=DIR" in found["hiverge"]["reason"]
     (stage,) = found["ladder"]["stages"].values()
     assert stage["n"] == 2 and stage["interval"][0] <= stage["mean"] <= stage["interval"][1]
@@ -77,16 +77,15 @@ def test_a_step_that_takes_too_long_is_stopped_and_keeps_what_it_found(tmp_path,
     import on_gpu
 
     monkeypatch.setattr(on_gpu, "LEAST", 1.0)
-    options = Namespace(rehearse=True, minutes=5, airbench=checkout(pause=20), hiverge=None)
+    options = Namespace(rehearse=True, minutes=5, airbench=checkout(pause=100), hiverge=None)
     options.folder, options.output = tmp_path / "runs", tmp_path / "results"
     for folder in (options.folder, options.output):
         folder.mkdir()
     begin = time.monotonic()
-    _, error = on_gpu.Conductor(options)._run("airbench", on_gpu.STEPS["airbench"]._replace(seconds=35))
-    assert error == "stopped after 35 s" and time.monotonic() - begin < 60
+    _, error = on_gpu.Conductor(options)._run("airbench", on_gpu.STEPS["airbench"]._replace(seconds=25))
+    assert error == "stopped after 25 s" and time.monotonic() - begin < 60
     found = results(tmp_path)["airbench"]
     assert found["status"] == "timed out" and found["runs"][0]["accuracy"] == 0.9401
-    assert found["last_line"].startswith("Error: ") or "eval" in found["last_line"]
     assert "airbench: timed out" in capsys.readouterr().out
 
 
