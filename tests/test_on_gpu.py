@@ -107,7 +107,7 @@ def test_the_whole_rehearsal(tmp_path, checkout):
     assert found["resume"]["bit_for_bit"] and not found["resume"]["needs_deterministic_kernels"]
     assert 0 < found["resume"]["default_kernels"]["stopped_at_step"] < 25
     assert found["resume"]["default_kernels"]["arrays"] > 20
-    assert set(found["command_buffers"]["milliseconds_per_step"]) == {"XLA's default", "off"}
+    assert set(found["command_buffers"]["milliseconds_per_step"]) == {"as cnn_jax sets it", "off"}
     assert len(found["bfloat16"]["difference"]["values"]) == 2
     assert [run["seed"] for run in found["speedrun"]["runs"]] == [0, 1]
     assert set(found["speedrun_variants"]["variants"]) == {"batched Muon", "progressive resizing"}
