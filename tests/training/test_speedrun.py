@@ -138,6 +138,25 @@ def test_averaged_statistics_fit_the_averaged_weights(finished, dataset):
     assert abs(losses[0] - losses[1]) < 0.1 * losses[1]
 
 
+@pytest.mark.parametrize("scan", [False, True])
+def test_the_warm_up_leaves_the_state_and_compiles_the_program(dataset, scan):
+    experiment = Experiment(load(), dataset, place=Placement.choose(scan=scan))
+    state, (phase,) = experiment.init(), experiment.phases
+    before = jax.device_get(state)
+    pipeline = experiment.pipeline(phase, state.variables)
+    experiment.warm_up(phase, state, pipeline, 0)
+    jax.tree.map(np.testing.assert_array_equal, before, jax.device_get(state))
+    size = phase.train.program._cache_size()
+    _, state, _ = experiment.train_chunk(state, 0)
+    assert phase.train.program._cache_size() == size == 1
+    assert not np.array_equal(before.params["head"]["kernel"], state.params["head"]["kernel"])
+
+
+def test_the_warm_up_is_timed_apart(finished):
+    seconds = json.loads((finished / "times.json").read_text())["seconds"]
+    assert seconds["warm-up"] > 0 and seconds["train"] > 0
+
+
 def test_the_run_as_one_program_equals_the_loop(finished, dataset):
     """What a GPU runs, on a CPU: the whole run as one scan."""
     config = load()
