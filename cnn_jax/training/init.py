@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -72,7 +73,7 @@ class Initializer:
         return jax.jit(self.random)
 
     @functools.cached_property
-    def _fit(self) -> Callable[[PyTree, Array], PyTree]:
+    def _fit(self) -> Callable[[PyTree, Any], PyTree]:
         return jax.jit(self.fit)
 
     def _make(self) -> Callable[[PRNGKeyArray], dict[str, PyTree]]:
