@@ -81,8 +81,9 @@ class Placement:
         if part % data:
             parts = f" and {config.accumulate} parts (config.accumulate)" if config.accumulate > 1 else ""
             raise UserError(_uneven(config.batch_size, data * config.accumulate, f"devices{parts}", data))
-        layout: SeedLayout = "devices" if seed > 1 else "loop" if on_cpu else "vmap"
-        place = cls.choose(config.seeds, devices=devices[: seed * data], data=data, seed_layout=layout)
+        scan = {"auto": not on_cpu, "scan": True, "loop": False}[mesh.steps]
+        layout: SeedLayout = "devices" if seed > 1 else "loop" if on_cpu and not scan else "vmap"
+        place = cls.choose(config.seeds, devices=devices[: seed * data], data=data, seed_layout=layout, scan=scan)
         return dataclasses.replace(place, images=mesh.images, deterministic=config.deterministic)
 
     @classmethod

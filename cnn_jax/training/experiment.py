@@ -1,5 +1,6 @@
 """A run put together: data, network, plan and phases, from a configuration."""
 
+import copy
 import dataclasses
 import functools
 import math
@@ -95,11 +96,14 @@ class Experiment:
             if config.data.class_weights == "balanced"
             else None,
         )
+        for side in config.augment.sides:
+            self._check_side(side)
         if config.seeds > 1 and self.phases[0].on_features and self.initializer.weights == RANDOM:
             raise UserError(
                 "Every seed has a random backbone of its own, so that there are no features to share: set "
                 "--config.features.cache=False, or --config.seeds=1."
             )
+        self._begin = jax.jit(self.phases[0].step.init)
         self.origin: dict[str, Any] | None = None
         self.fetch = Fetch(self.place)
         self.metadata = {
@@ -120,6 +124,15 @@ class Experiment:
         """The seeds that are trained at once."""
         return range(self.config.seed, self.config.seed + self.config.seeds)
 
+    def with_seed(self, seed: int) -> "Experiment":
+        """Returns the same experiment with another first seed; it shares the data and what has been compiled."""
+        other = copy.copy(self)
+        other.config = self.config.copy_and_resolve_references()
+        other.config.seed = seed
+        other.keys = other.place.stack([rng.root(each) for each in other.seeds])
+        other.metadata = self.metadata | {"config": other.config.to_dict()}
+        return other
+
     def phase(self, step: int) -> Phase:
         """Returns the phase of the step that starts at `step`; the last one at the end."""
         return next((phase for phase in self.phases if step < phase.stop), self.phases[-1])
@@ -134,14 +147,13 @@ class Experiment:
         Raises:
           UserError: the other run or the weights of a backbone cannot be had.
         """
-        begin = jax.jit(self.phases[0].step.init)
         variables = self.initializer(self.seeds, self.splits.host("train")["image"])
         if self.config.init_from:
             source = SourceRun.read(self.config.init_from)
             fresh = source.fresh(variables[0], self._variables_of_classes(source))
             variables = [source.put_into(each, fresh) for each in variables]
             self.origin = source.record(fresh, self.metadata)
-        return jax.block_until_ready(self.place.stack([begin(each) for each in variables]))
+        return jax.block_until_ready(self.place.stack([self._begin(each) for each in variables]))
 
     def target(self, step: int) -> TrainState:
         """Returns shapes, types and shardings of the state that is saved at `step`."""
@@ -190,8 +202,8 @@ class Experiment:
         so that one program serves all; on a CPU it is one step.
         """
         copy = jax.tree.map(jnp.copy, state)
-        rows, length = pipeline.rows(step, step + 1), self.plan.longest_chunk
-        _, metrics = phase.train(copy, rows, pipeline.shared, self.keys, length)
+        rows = pipeline.rows(step, step + 1)
+        _, metrics = phase.train(copy, rows, pipeline.shared, self.keys, phase.longest_chunk)
         self.fetch(metrics)
 
     def train_chunk(self, state: TrainState, step: int) -> tuple[int, TrainState, dict[str, Any]]:
@@ -204,8 +216,8 @@ class Experiment:
         if step == phase.start and step:
             state = phase.restart(state)
         chunk, pipeline = next(self.plan.chunks(step, phase.stop)), self.pipeline(phase, state.variables)
-        rows, length = pipeline.rows(*chunk), self.plan.longest_chunk
-        state, metrics = phase.train(state, rows, pipeline.shared, self.keys, length)
+        rows = pipeline.rows(*chunk)
+        state, metrics = phase.train(state, rows, pipeline.shared, self.keys, phase.longest_chunk)
         return chunk.stop, state, self.fetch(metrics)
 
     def evaluate(self, variables: PyTree, split: str, step: int = 0) -> dict[str, Any]:
@@ -219,6 +231,17 @@ class Experiment:
         phase = self.phase(max(step - 1, 0))
         arrays = self.arrays(phase, variables, split)
         return self.fetch(phase.evaluate(variables, arrays)) if len(arrays["label"]) else {}
+
+    def _check_side(self, side: int) -> None:
+        """Raises a `UserError` where the network cannot be trained on images of `side` x `side` pixels."""
+        resized = dataclasses.replace(self.initializer, image_size=(side, side))
+        ours, others = (jax.eval_shape(each.random, rng.root(0)) for each in (self.initializer, resized))
+        if not all(jax.tree.leaves(jax.tree.map(lambda a, b: a.shape == b.shape, ours, others))):
+            raise UserError(
+                f"config.augment.sides is {tuple(self.config.augment.sides)}, but the size of the images decides the "
+                f"shapes of the parameters of the network {self.config.model.name}: leave it empty, or take a network "
+                "that ends in a mean or maximum over the image, such as speednet or resnet18."
+            )
 
     def _variables_of_classes(self, source: SourceRun) -> set[tuple[str, ...]]:
         """Returns the paths of the variables that belong to classes, if the classes of `source` are not these."""

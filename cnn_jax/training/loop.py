@@ -135,7 +135,7 @@ def _train(
                 rows = pipeline.rows(*chunk)
                 with jax.transfer_guard("disallow"):  # the step itself moves nothing between host and device
                     sharpness = phase.sharpness(chunk, state, rows, pipeline.shared, keys)
-                    state, metrics = phase.train(state, rows, pipeline.shared, keys, plan.longest_chunk)
+                    state, metrics = phase.train(state, rows, pipeline.shared, keys, phase.longest_chunk)
                 wait_for(state)
                 # Fetches the previous chunk's metrics.
                 recorder.train(chunk, metrics, phase.rate(chunk.stop - 1), sharpness)
@@ -200,7 +200,7 @@ class _Report:
         config, last = self._experiment.config, self._experiment.phases[-1]
         if step == self._total or not config.early_stopping.patience:
             return step == self._total
-        return early_stopping.triggered(config, read_metrics(self._folder), last.start, step)
+        return early_stopping.triggered(config, read_metrics(self._folder), last.begin, step)
 
     def begin(self, state: TrainState, longer: dict[str, tuple[Any, Any]]) -> None:
         """Says what is going to be trained or resumed, and records the provenance of the steps to come.
