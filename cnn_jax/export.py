@@ -76,6 +76,8 @@ def _comparison(difference: float | None) -> str:
 def _calibration(classifier: Any, kind: str) -> str:
     if classifier.calibration is None:
         return ""
+    if not classifier.calibration.changes:
+        return f"; its probabilities {classifier.calibration.about}"
     use = "to divide the log-probabilities by" if kind == "onnx" else "and predict and the page apply it"
     return f"; the temperature {classifier.calibration.temperature:.3f} is in the file, {use}"
 

@@ -15,6 +15,7 @@ from cnn_jax.config.comparison import with_defaults
 from cnn_jax.evaluation import results
 from cnn_jax.evaluation.statistics import t_interval
 from cnn_jax.inference import Classifier, seeds
+from cnn_jax.inference.calibration import ALL_RIGHT
 from cnn_jax.keys import flatten
 from cnn_jax.utils import files, text
 from cnn_jax.workdir import provenance
@@ -191,6 +192,8 @@ def _calibration(calibration: dict[str, Any] | None) -> str:
             " The web page takes an image to show none of the classes if the largest calibrated probability is below "
             f"{calibration['threshold']:.4f}, which 95 % of the validation images reach."
         )
+    if calibration["temperature"] == 1:
+        return f"None: {ALL_RIGHT}.{rule}"
     return (
         f"Temperature {calibration['temperature']:.4f}, fitted on the validation split: `predict` and the web page "
         f"apply it. The file's own output is not calibrated; divide it by the temperature and normalise again.{rule}"
