@@ -369,8 +369,8 @@ def test_an_operation_that_is_not_translated_is_named():
     "arguments, says",
     [
         (["--output=O/m.bin", "--format=safetensors"], "must end in .safetensors"),
-        (["--output=O/m.safetensors", "--format=onnx"], "ends in .safetensors, and --format is onnx"),
-        (["--output=O/m.md", "--card"], "is where --card writes the model card"),
+        (["--output=O/m.safetensors", "--format=onnx"], "ends in .safetensors, and the format is onnx"),
+        (["--output=O/m.md", "--card"], "is where the model card goes"),
         (["--output=O/m", "--format=keras"], "should be one of <jaxexport|onnx|safetensors>"),
     ],
 )

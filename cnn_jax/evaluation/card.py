@@ -4,8 +4,6 @@ Source of the form: Mitchell et al. 2019, Model Cards for Model Reporting, arXiv
 """
 
 import json
-import shlex
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +28,13 @@ LIMITS = (
 )
 
 
-def describe(classifier: Classifier, workdir: Path, arguments: Sequence[str]) -> dict[str, Any]:
+def describe(classifier: Classifier, workdir: Path, command: str) -> dict[str, Any]:
     """Returns the card as JSON.
 
     Args:
       classifier: restored from the workdir.
       workdir: of the run; its records and its last evaluation are read.
-      arguments: of the command that exported the network.
+      command: that exports the network.
     """
     assert classifier.model
     config, calibration = classifier.metadata["config"], classifier.calibration
@@ -58,7 +56,7 @@ def describe(classifier: Classifier, workdir: Path, arguments: Sequence[str]) ->
         if calibration
         else None,
         "limits": list(LIMITS),
-        "command": shlex.join(["python", "-m", "cnn_jax.export", *arguments]),
+        "command": command,
         "commit": origin.get("commit"),
         "versions": origin.get("versions"),
         "settings": {key: value for key, value in settings.items() if defaults.get(key) != value},

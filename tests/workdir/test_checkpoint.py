@@ -83,7 +83,7 @@ def test_a_step_is_on_the_disk_before_it_gets_its_name(tmp_path, monkeypatch):
         fsync(descriptor)
 
     def renamed(path, target):
-        events.append(("renamed", Path(target), {each for each in (path, *path.rglob("*"))}))
+        events.append(("renamed", Path(target), {path, *path.rglob("*")}))
         return rename(path, target)
 
     (tmp_path / "metrics.jsonl").write_text("{}\n")
