@@ -151,9 +151,11 @@ class Checkpoints:
                 check_room(self.directory, _size(items))
                 self._checkpointer.save(folder, args=ocp.args.Composite(**args), force=True)
                 manifest.write(folder, step, score, self._metadata["config"], records)
+                _sync(folder, self._records)
                 self._check_directory()
                 self._delete(step)  # an unfinished one
                 folder.rename(self.directory / str(step))
+                files.sync(self.directory)  # before older steps are deleted
         except BaseException:
             with contextlib.suppress(OSError):
                 self._remove_leftovers()
@@ -349,6 +351,11 @@ def _notice(taken: Step, steps: list[Step], asked: int | str, flaws: dict[int, s
         return ""
     text = "; ".join(reasons)
     return f"{text[0].upper()}{text[1:]}: step {taken.number} is used" + ("." if taken.finished else ", unchecked.")
+
+
+def _sync(folder: Path, records: Path) -> None:
+    """Waits until a step is on the disk, before it gets its name: disks may store the new name first."""
+    files.sync(*(path for path in (records, *folder.rglob("*"), folder) if path.exists()))
 
 
 def _size(items: Items) -> int:
