@@ -9,7 +9,7 @@ import contextlib
 import math
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from absl import logging
 from jaxtyping import PyTree
 
 from cnn_jax.errors import UserError
+from cnn_jax.parallel.distributed import check_same, is_alone, is_primary, wait_for_all
 from cnn_jax.parallel.placement import on_one_device
 from cnn_jax.utils import files
 from cnn_jax.workdir import manifest
@@ -41,6 +42,9 @@ class Checkpoints:
     The last two are kept, so that one is left should the other be damaged on disk, and the best. A step is written
     under another name and renamed when it is complete, manifest included; a step that is deleted is renamed first. So
     a process that is killed at any moment leaves whole steps, and readers see no others.
+
+    Several processes of a run save and restore together, in a folder that all of them see; Orbax decides which writes
+    what. The first one alone writes manifests, renames and deletes, and chooses the step to restore.
     """
 
     def __init__(
@@ -65,11 +69,14 @@ class Checkpoints:
                 "model", "train", "metadata", metrics=ocp.JsonCheckpointHandler(filename="metrics")
             )
         )
-        self._remove_leftovers()
-        self._steps = {step.number: step for step in manifest.inspect(self.directory)}
-        damaged = {step.number: step.damage for step in self._steps.values() if step.damage}
-        if len(damaged) < len(self._steps):
-            self._set_aside(damaged)
+        self._primary = is_primary()
+        with self._primary_first():
+            self._remove_leftovers()
+            self._steps = {step.number: step for step in manifest.inspect(self.directory)}
+            damaged = {step.number: step.damage for step in self._steps.values() if step.damage}
+            if len(damaged) < len(self._steps):
+                self._set_aside(damaged)
+        check_same("checkpoints", sorted(self._steps))
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -117,10 +124,11 @@ class Checkpoints:
                 self._remove_leftovers()  # of a save that failed, to which threads may have written since
                 check_room(self.directory, _size(items))
                 self._checkpointer.save(folder, args=ocp.args.Composite(**args), force=True)
-                manifest.write(folder, step, score, self._metadata["config"], self._records)
-                self._check_directory()
-                self._delete(step)  # an unfinished one
-                folder.rename(self.directory / str(step))
+                if self._primary:
+                    manifest.write(folder, step, score, self._metadata["config"], self._records)
+                    self._check_directory()
+                    self._delete(step)  # an unfinished one
+                    folder.rename(self.directory / str(step))
         except BaseException:
             with contextlib.suppress(OSError):
                 self._remove_leftovers()
@@ -130,6 +138,7 @@ class Checkpoints:
         kept = {*sorted(each.number for each in self._sound)[-2:], self.best_step}
         for number in [number for number in self._steps if number < step and number not in kept]:
             self._delete(number)
+        wait_for_all("saved")
 
     def restore(self, target: Callable[[int], Items]) -> tuple[int, Items] | None:
         """Returns the latest intact step and its items; None where nothing was saved.
@@ -151,6 +160,8 @@ class Checkpoints:
                 difference = self._difference(metadata)
                 restored = None if difference else self._restore(step.number, target(step.number))
             except Exception as error:  # what damage raises depends on the byte it hit
+                if isinstance(error, jax.errors.JaxRuntimeError) and not is_alone():
+                    raise  # another process is gone
                 if metadata is not None:
                     self._check_data(metadata)  # of other classes, the network has other shapes
                 difference, restored = _reason(error), None
@@ -187,12 +198,22 @@ class Checkpoints:
             "used, but damage to it would not have been noticed.",
             step,
         )
-        with errors_in_one_line(self.directory):
-            manifest.write(self.directory / str(step), step, None, self._metadata["config"], self._records)
+        if self._primary:
+            with errors_in_one_line(self.directory):
+                manifest.write(self.directory / str(step), step, None, self._metadata["config"], self._records)
         self._steps[step] = Step(step)
 
+    @contextlib.contextmanager
+    def _primary_first(self) -> Iterator[None]:
+        """The first process does what is in the block, and then the others do."""
+        if not self._primary:
+            wait_for_all("first")
+        yield
+        if self._primary:
+            wait_for_all("first")
+
     def _remove_leftovers(self) -> None:
-        for path in self.directory.iterdir():
+        for path in self.directory.iterdir() if self._primary else ():
             if path.name.endswith(_LEFTOVERS):
                 shutil.rmtree(path, ignore_errors=True)
 
@@ -215,15 +236,17 @@ class Checkpoints:
 
     def _set_aside(self, failed: dict[int, str]) -> None:
         for step, reason in failed.items():
+            del self._steps[step]
+            if not self._primary:
+                continue
             target = self.directory.with_name(self.directory.name + ".damaged") / str(step)
             target.parent.mkdir(exist_ok=True)
             shutil.rmtree(target, ignore_errors=True)
             (self.directory / str(step)).rename(target)
-            del self._steps[step]
             logging.error("Step %d is damaged (%s): moved to %s; another one is used.", step, reason, target)
 
     def _delete(self, step: int) -> None:
-        if self._steps.pop(step, None):
+        if self._steps.pop(step, None) and self._primary:
             deleted = (self.directory / str(step)).rename(self.directory / f"{step}{_DELETED}")
             shutil.rmtree(deleted, ignore_errors=True)
 

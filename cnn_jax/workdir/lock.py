@@ -1,20 +1,45 @@
 """Lock of a workdir: one process at a time writes to it."""
 
+import contextlib
 import json
 import os
+import shutil
 import socket
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from cnn_jax.errors import UserError
+from cnn_jax.parallel.distributed import is_primary
 from cnn_jax.utils import files
-from cnn_jax.workdir.layout import LOCK_FILE
+from cnn_jax.workdir.layout import LOCK_FILE, METRICS_FILE
 
 try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None
+
+
+@contextlib.contextmanager
+def writable(workdir: Path) -> Iterator[Path]:
+    """Yields the folder in which this process writes records and what else it has to say of a run.
+
+    That is the workdir itself, locked, for the first or only process of a run. Others have the same numbers to write:
+    they get a temporary folder with the records so far, which early stopping reads.
+
+    Raises:
+      UserError: see `Lock.__enter__`.
+    """
+    if is_primary():
+        with Lock(workdir):
+            yield workdir
+        return
+    with tempfile.TemporaryDirectory(prefix="cnn_jax-", ignore_cleanup_errors=True) as folder:
+        if (workdir / METRICS_FILE).exists():
+            shutil.copy(workdir / METRICS_FILE, folder)
+        yield Path(folder)
 
 
 class Lock:
