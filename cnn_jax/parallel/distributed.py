@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
@@ -29,14 +29,14 @@ _LAUNCHERS = {"SLURM": "SLURM_NTASKS", "Open MPI": "OMPI_COMM_WORLD_SIZE"}
 _OF_A_STEP = {"SLURM": "SLURM_PROCID", "Open MPI": "OMPI_COMM_WORLD_RANK"}  # not of a shell within an allocation
 
 
+def is_alone() -> bool:
+    """Whether this is the only process of the run; does not start JAX."""
+    return not jax.distributed.is_initialized() or jax.process_count() == 1
+
+
 def is_primary() -> bool:
     """Whether this process writes what only one may write."""
-    return jax.process_index() == 0
-
-
-def is_alone() -> bool:
-    """Whether this is the only process of the run."""
-    return jax.process_count() == 1
+    return is_alone() or jax.process_index() == 0
 
 
 def launched() -> str | None:
@@ -80,7 +80,8 @@ def joined(
     except (ValueError, RuntimeError) as error:
         raise UserError(
             f"The processes of this run cannot find each other ({_first_line(error)}). Give each of them "
-            "--coordinator=HOST:PORT, --num_processes=N and its own --process_id=0, 1, ..."
+            "--coordinator=HOST:PORT, --num_processes=N and its own --process_id=0, 1, ...; or, to train alone, "
+            "--nodistributed."
         ) from None
     try:
         with contextlib.nullcontext() if is_primary() else _silence():
@@ -95,21 +96,32 @@ def joined(
     jax.distributed.shutdown()
 
 
-def check_same(what: str, value: object) -> None:
-    """Checks that all processes have the same value, which must be JSON; to be called by all of them.
+def check_same(what: str, read: Callable[[], object], patience: float = 0) -> None:
+    """Checks that all processes read the same, which must be JSON; to be called by all of them.
+
+    Args:
+      what: it is, for the message.
+      read: returns it.
+      patience: seconds until what process 0 has written must be visible to all.
 
     Raises:
       UserError: they differ.
     """
     if is_alone():
         return
+    expected, deadline = multihost_utils.broadcast_one_to_all(_digest(read())), time.monotonic() + patience
+    while not np.array_equal(_digest(read()), expected):
+        if time.monotonic() > deadline:
+            raise UserError(
+                f"Process {jax.process_index()} has another {what} than process 0. All processes of a run need the "
+                "same command, the same data, and a folder for --workdir that all of their hosts see."
+            )
+        time.sleep(0.2)
+
+
+def _digest(value: object) -> np.ndarray:
     text = json.dumps(value, sort_keys=True, default=str)
-    own = np.frombuffer(hashlib.blake2b(text.encode(), digest_size=16).digest(), np.int32)
-    if not np.array_equal(multihost_utils.broadcast_one_to_all(own), own):
-        raise UserError(
-            f"Process {jax.process_index()} has another {what} than process 0. All processes of a run need the same "
-            "command, the same data and the same folder for --workdir."
-        )
+    return np.frombuffer(hashlib.blake2b(text.encode(), digest_size=16).digest(), np.int32)
 
 
 def wait_for_all(name: str) -> None:
@@ -150,7 +162,7 @@ def _filter_standard_error() -> None:
     """Puts cnn_jax/parallel/losses.py between this process and standard error: it explains how JAX ended a process."""
     reader, writer = os.pipe()
     command = [sys.executable, "-S", str(Path(__file__).with_name("losses.py"))]
-    subprocess.Popen(command, stdin=reader, start_new_session=True)
+    subprocess.Popen(command, stdin=reader, stdout=subprocess.DEVNULL, start_new_session=True)
     os.dup2(writer, 2)
     os.close(reader)
     os.close(writer)

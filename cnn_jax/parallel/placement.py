@@ -57,12 +57,12 @@ class Placement:
             raise UserError(_uneven(config.batch_size, config.accumulate, "parts (config.accumulate)"))
         part = config.batch_size // config.accumulate
         data = mesh.data or processes * (1 if on_cpu else _largest_divisor(part // processes, len(devices) // seed))
-        if seed * data > len(devices) * processes:
-            own = -(-seed * data // processes)
+        total, own = len(devices) * processes, -(-seed * data // processes)
+        if own > len(devices):
             make = f" On a CPU, XLA_FLAGS=--xla_force_host_platform_device_count={own} makes so many."
             raise UserError(
-                f"config.mesh asks for {seed * data} devices (seed {seed} x data {data}), but JAX has {len(devices) * processes}: "
-                f"set smaller numbers.{make if on_cpu else ''}"
+                f"config.mesh asks for {seed * data} devices (seed {seed} x data {data}), but JAX has {total}: set "
+                f"smaller numbers.{make if on_cpu else ''}"
             )
         if config.seeds % seed:
             raise UserError(

@@ -73,7 +73,7 @@ def _run(config: ConfigDict, workdir: Path, folder: Path, longer: dict[str, tupl
     """
     watch = Stopwatch()
     experiment = Experiment(config, data.load(config.data), features_folder(config, workdir))
-    check_same("run", [experiment.metadata, str(workdir)])
+    check_same("run", lambda: [experiment.metadata, str(workdir)])
 
     def difference(metadata: dict[str, Any]) -> str:
         return config_lib.difference(config.to_dict(), metadata["config"])

@@ -76,7 +76,7 @@ class Checkpoints:
             damaged = {step.number: step.damage for step in self._steps.values() if step.damage}
             if len(damaged) < len(self._steps):
                 self._set_aside(damaged)
-        check_same("checkpoints", sorted(self._steps))
+        check_same("set of checkpoints", lambda: sorted(self._steps))
 
     def __enter__(self) -> "Checkpoints":
         return self

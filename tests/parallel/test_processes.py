@@ -90,9 +90,7 @@ def test_processes_of_slurm_stop_together_and_one_resumes_alone(start, tmp_path,
     """SIGTERM at one of two processes that SLURM started; another number of processes resumes what both saved."""
     arguments = [*SMALL, f"--workdir={tmp_path}", "--heartbeat=20"]
     signalled = [["0", "SIGTERM", *arguments], ["10", "SIGTERM", *arguments]]
-    (status, output, error), (other, silent, asked) = ends(
-        start(["tests/signalled.py"], *signalled, environments=slurm())
-    )
+    (status, _, error), (other, silent, asked) = ends(start(["tests/signalled.py"], *signalled, environments=slurm()))
     assert (status, other) == (128 + 15, 128 + 15), error + asked
     (step,) = saved_steps(tmp_path)
     assert 10 < step < 25
