@@ -21,15 +21,23 @@ HEARTBEAT = 10
 TIMEOUT = 240
 
 
+@pytest.fixture(scope="module")
+def programs(tmp_path_factory):
+    """A cache of compiled programs, which these tests share."""
+    folder = str(tmp_path_factory.mktemp("programs"))
+    always = {"JAX_ENABLE_COMPILATION_CACHE": "true", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    return {"JAX_COMPILATION_CACHE_DIR": folder} | always
+
+
 @pytest.fixture
-def start():
+def start(programs):
     """Starts a program as two processes, `start(program, arguments of 0, arguments of 1)`; all of them end."""
     running = []
 
     def make(program, *arguments, environments=({}, {})):
         flags = "--xla_force_host_platform_device_count=2"
         for own, changes in zip(arguments, environments, strict=True):
-            environment = os.environ | {"XLA_FLAGS": f"{os.environ['XLA_FLAGS']} {flags}"} | changes
+            environment = os.environ | programs | {"XLA_FLAGS": f"{os.environ['XLA_FLAGS']} {flags}"} | changes
             running.append(
                 subprocess.Popen(
                     [sys.executable, *program, *own],
