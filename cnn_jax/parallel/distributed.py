@@ -24,9 +24,8 @@ _FIRST_CONTACT = 300  # seconds that a process waits for the others at the start
 _OWN_FAULT = ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT")  # begin errors that other processes do not cause
 _MARGIN = 10  # seconds from a lost heartbeat until JAX ends the other processes, at most
 
-# Variables with the number of processes that a launcher started. JAX reads the rest of what launchers say.
-_LAUNCHERS = {"SLURM": "SLURM_NTASKS", "Open MPI": "OMPI_COMM_WORLD_SIZE"}
-_OF_A_STEP = {"SLURM": "SLURM_PROCID", "Open MPI": "OMPI_COMM_WORLD_RANK"}  # not of a shell within an allocation
+# Variables of launchers: one that only what they start has, and the number of processes. JAX reads the rest.
+_LAUNCHERS = (("SLURM_STEP_NODELIST", "SLURM_NTASKS"), ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"))
 
 
 def is_alone() -> bool:
@@ -39,13 +38,10 @@ def is_primary() -> bool:
     return is_alone() or jax.process_index() == 0
 
 
-def launched() -> str | None:
-    """Returns the launcher that started several processes, of which this is one; None without a launcher."""
-    for launcher, variable in _LAUNCHERS.items():
-        if _OF_A_STEP[launcher] in os.environ and int(os.environ.get(variable) or 1) > 1:
-            return launcher
-    several_hosts = "," in os.environ.get("TPU_WORKER_HOSTNAMES", "")
-    return "a TPU slice" if several_hosts else None
+def launched() -> bool:
+    """Whether a launcher started this process as one of several: SLURM, Open MPI, or that of a TPU slice."""
+    several = (name in os.environ and int(os.environ.get(count) or 1) > 1 for name, count in _LAUNCHERS)
+    return any(several) or "," in os.environ.get("TPU_WORKER_HOSTNAMES", "")
 
 
 @contextlib.contextmanager
@@ -88,6 +84,8 @@ def joined(
             yield
     except UserError as error:
         _leave(f"Error: {error}")
+    except KeyboardInterrupt:
+        _leave("Interrupted.", 130)  # 128 + SIGINT, as in shells
     except BaseException as error:
         if isinstance(error, jax.errors.JaxRuntimeError) and not str(error).startswith(_OWN_FAULT):
             # Most likely because another process is gone: JAX ends this one as soon as it knows which.
@@ -168,10 +166,10 @@ def _filter_standard_error() -> None:
     os.close(writer)
 
 
-def _leave(line: str) -> None:
+def _leave(line: str, status: int = 1) -> None:
     """Ends this process at once; the others notice. An orderly end would wait for them."""
     print(line, file=sys.stderr, flush=True)
-    os._exit(1)
+    os._exit(status)
 
 
 def _first_line(error: Exception) -> str:

@@ -15,6 +15,7 @@ _RECORD = re.compile(r"([IWEF])\d{4} \d\d:\d\d:\d\d\.\d+ +\d+ ([\w.]+):\d+\] ")
 _OF_JAX = ("coordination_service", "client.h", "client.cc", "service.cc", "preemption")
 _NAMES = (r"stopped sending heartbeats\):\s*([\d,\s]+)", r"task[:/ ](\d+)")
 _FIRST = "leader task"  # is process 0
+_START = "RegisterTask"  # what a process asks process 0 at the start
 
 
 def main() -> None:
@@ -46,6 +47,11 @@ def copy(lines: Iterable[str], output: TextIO) -> None:
 
 def explain(log: str) -> str:
     """Returns one line that names the process whose loss a log reports."""
+    if _START in log:
+        return (
+            "Error: The processes of this run did not find each other in time: start all of them, with the same "
+            "--coordinator=HOST:PORT and --num_processes=N, and see that they reach that port.\n"
+        )
     names = next((re.findall(r"\d+", found[1]) for pattern in _NAMES if (found := re.search(pattern, log))), [])
     if not names and _FIRST in log:
         names = ["0"]

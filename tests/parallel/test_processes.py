@@ -246,6 +246,12 @@ W1127 22:55:45.493566   22800 preemption_sync_manager.cc:147] Failed to retrieve
 F1127 22:55:45.493645   22800 client.h:80] Terminating process because the JAX distributed service detected fatal \
 errors. absl::Status: UNAVAILABLE: Failed to send RPC to coordination service. Either the leader task was preempted
 """
+NOT_FOUND = """\
+F1127 23:47:48.887032   15499 client.h:80] Terminating process because the JAX distributed service detected fatal \
+errors. absl::Status: DEADLINE_EXCEEDED: Deadline Exceeded
+
+RPC: /xla.coordination.CoordinationService/RegisterTask
+"""
 OTHERS = """\
 W1127 22:55:45.493566   22800 cuda_executor.cc:147] A warning.
 E1127 22:55:45.493566   22800 coordination_service_agent.cc:289] Polled an error.
@@ -254,13 +260,20 @@ An ordinary line.
 """
 
 
-@pytest.mark.parametrize("log, process", [(LOST, "1"), (FIRST_LOST, "0")])
-def test_the_loss_of_a_process_is_one_line(log, process):
+@pytest.mark.parametrize(
+    "log, start",
+    [
+        (LOST, "Error: process 1 of this run was lost, so this one ends too."),
+        (FIRST_LOST, "Error: process 0 of this run was lost, so this one ends too."),
+        (NOT_FOUND, "Error: The processes of this run did not find each other in time"),
+    ],
+)
+def test_the_loss_of_a_process_is_one_line(log, start):
     output = io.StringIO()
     losses.copy(io.StringIO(log), output)
     *before, line = output.getvalue().splitlines()
     assert before == [each for each in log.splitlines() if each.startswith("epoch")]
-    assert line.startswith(f"Error: process {process} of this run was lost, so this one ends too.")
+    assert line.startswith(start)
 
 
 def test_what_others_log_is_copied():
