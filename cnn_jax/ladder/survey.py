@@ -117,7 +117,7 @@ def _measure(values: dict[str, Any], began: float) -> Cost:
         for phase, own in zip(experiment.phases, config_lib.phases(config)):
             if experiment.must_compute_features(phase, "train"):
                 begin = time.perf_counter()
-                jax.block_until_ready(experiment.arrays(phase, state.variables, "train"))
+                jax.block_until_ready(experiment.examples(phase, state.variables, "train").shared)
                 measured += time.perf_counter() - begin
                 seconds += measured / len(small["train"]) * sum(images.values())
             step, state, _ = experiment.train_chunk(state, phase.start)  # compiles

@@ -1,6 +1,8 @@
 """Runs a step once per row: as a scan or a loop, for one seed or many."""
 
-from collections.abc import Callable
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -24,6 +26,38 @@ class Output(Protocol):
 Step = Callable[[PyTree, PyTree, PyTree, PyTree], tuple[PyTree, Output]]
 
 
+@dataclasses.dataclass(frozen=True)
+class Stream:
+    """Rows that are made while the steps run, in place of arrays that hold the rows of all steps.
+
+    Attributes:
+      shapes: of a row: `jax.ShapeDtypeStruct`s, with a leading seed axis where each seed has rows of its own.
+      make: returns an iterator over the rows: NumPy arrays, of each batch the part of this process
+        (`Placement.part`).
+    """
+
+    shapes: PyTree
+    make: Callable[[], Iterator[PyTree]]
+
+    def __iter__(self) -> Iterator[PyTree]:
+        return self.make()
+
+
+Rows = PyTree | Stream  # NumPy arrays `[steps, ...]`, or `[steps, seeds, ...]` where each seed has its own; or a stream
+
+
+def first_row(rows: Rows) -> PyTree:
+    """Returns the row of the first step."""
+    return next(iter(rows)) if isinstance(rows, Stream) else jax.tree.map(lambda x: x[0], rows)
+
+
+def repeat_first(rows: Rows, times: int) -> Rows:
+    """Returns the row of the first step so many times."""
+    if not isinstance(rows, Stream):
+        return jax.tree.map(lambda x: np.repeat(x[:1], times, axis=0), rows)
+    return Stream(rows.shapes, lambda: itertools.repeat(first_row(rows), times))
+
+
 class Chunk:
     """A compiled step, run once per row, whose outputs are merged."""
 
@@ -37,21 +71,23 @@ class Chunk:
         """
         self._step, self._place, self._seed_rows = step, place, seed_rows
         self._zeros: Callable[[], Any] | None = None
-        self._run = self._scan(self._over_seeds(self._merging)) if place.scan else self._loop(self._merging)
+        self._loop = self._make_loop(self._merging)
+        self._run = self._make_scan(self._over_seeds(self._merging)) if place.scan else self._loop
 
-    def __call__(self, state: PyTree, rows: PyTree, shared: PyTree, own: PyTree, length: int = 0) -> tuple[PyTree, Any]:
+    def __call__(self, state: PyTree, rows: Rows, shared: PyTree, own: PyTree, length: int = 0) -> tuple[PyTree, Any]:
         """Returns the state after the rows, whose buffers are those of `state`, and the merged outputs; does not wait.
 
         Args:
           state: what a step changes.
-          rows: NumPy arrays `[steps, ...]`, or `[steps, seeds, ...]` where each seed has its own.
+          rows: of the steps. A stream is never scanned, because a scan takes the rows of all steps at once.
           shared: what no step changes and all seeds share.
           own: what no step changes and each seed has for itself.
           length: scanned chunks of fewer rows are padded to it, so that one program serves all; 0 for no padding.
         """
         if self._zeros is None:
             self._zeros = self._make_zeros(state, rows, shared, own)
-        return self._run((state, self._zeros()), rows, shared, own, length)
+        run = self._loop if isinstance(rows, Stream) else self._run
+        return run((state, self._zeros()), rows, shared, own, length)
 
     def _merging(self, carry: tuple, row: PyTree, shared: PyTree, own: PyTree) -> tuple:
         state, merged = carry
@@ -65,13 +101,13 @@ class Chunk:
 
     def _make_zeros(self, *arguments: PyTree) -> Callable[[], Any]:
         state, rows, shared, own = arguments
-        row = jax.tree.map(lambda x: x[0], rows)
+        row = rows.shapes if isinstance(rows, Stream) else first_row(rows)
         _, shapes = jax.eval_shape(self._over_seeds(self._step), state, row, shared, own)
         return jax.jit(
             lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes), out_shardings=self._place.state
         )
 
-    def _scan(self, body: Callable) -> Callable:
+    def _make_scan(self, body: Callable) -> Callable:
         def scanned(carry, rows, real, shared, own):
             def step(carry, row_and_real):
                 row, real = row_and_real
@@ -93,27 +129,33 @@ class Chunk:
 
         return run
 
-    def _loop(self, body: Callable) -> Callable:
+    def _make_loop(self, body: Callable) -> Callable:
         place = self._place
         one_by_one = place.seed_layout == "loop"
         compiled = jax.jit(body if one_by_one else self._over_seeds(body), donate_argnums=0)
         sharding = place.rows(steps=False, seeds=self._seed_rows and not one_by_one)
 
-        def over_rows(carry, rows, shared, own):
-            for index in range(len(jax.tree.leaves(rows)[0])):
-                row = place.put(jax.tree.map(lambda x: x[index], rows), sharding)  # noqa: B023
-                carry = compiled(carry, row, shared, own)
-            return carry
+        def run(carry, rows, shared, own, length):
+            streamed = isinstance(rows, Stream)
+            put = place.put_part if streamed else place.put
+            carries, constants = (place.unstack(x) if one_by_one else [x] for x in (carry, own))
+            for row in rows if streamed else _each(rows):
+                parts = [row] * len(carries)
+                if one_by_one and self._seed_rows:
+                    parts = [jax.tree.map(lambda x: x[index], row) for index in range(len(carries))]  # noqa: B023
+                parts = [put(part, sharding) for part in parts]
+                if streamed:  # only now, so that the row is decoded and sent while the step before it runs
+                    jax.block_until_ready(carries)
+                carries = [compiled(*each, shared, mine) for *each, mine in zip(carries, parts, constants)]
+            return place.stack(carries) if one_by_one else carries[0]
 
-        def over_seeds(carry, rows, shared, own):
-            results = []
-            for index, (one, constants) in enumerate(zip(place.unstack(carry), place.unstack(own), strict=True)):
-                own_rows = jax.tree.map(lambda x: x[:, index], rows) if self._seed_rows else rows  # noqa: B023
-                results.append(over_rows(one, own_rows, shared, constants))
-            return place.stack(results)
+        return run
 
-        run = over_seeds if one_by_one else over_rows
-        return lambda carry, rows, shared, own, length: run(carry, rows, shared, own)
+
+def _each(rows: PyTree) -> Iterator[PyTree]:
+    """Yields the row of each step."""
+    for index in range(len(jax.tree.leaves(rows)[0])):
+        yield jax.tree.map(lambda x: x[index], rows)  # noqa: B023
 
 
 def _pad(rows: PyTree, length: int) -> tuple[PyTree, np.ndarray]:
