@@ -21,17 +21,22 @@ def _of_machine() -> float:
 
 def _of_container() -> float:
     """Returns the smallest limit of the control groups of this process."""
-    groups = [_CGROUPS / "memory"]  # version 1
-    with contextlib.suppress(OSError):
-        lines = Path("/proc/self/cgroup").read_text().splitlines()
-        own = next((line.removeprefix("0::/") for line in lines if line.startswith("0::/")), None)
-        if own is not None:  # version 2
-            groups = [_CGROUPS / own, *(_CGROUPS / own).parents]
+    own = _own_group()
+    groups = [_CGROUPS / "memory"] if own is None else [_CGROUPS / own, *(_CGROUPS / own).parents]
     limits = [math.inf]
     for path in (group / name for group in groups for name in ("memory.max", "memory.limit_in_bytes")):
         with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
             limits.append(int(path.read_text()))
     return min(limits)
+
+
+def _own_group() -> str | None:
+    """Returns the path of the control group of this process; None where there is version 1 only."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/cgroup").read_text().splitlines():
+            if line.startswith("0::/"):
+                return line.removeprefix("0::/")
+    return None
 
 
 def _of_process() -> float:
