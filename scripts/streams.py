@@ -8,8 +8,10 @@ Each measurement is a process of its own, so that its peak memory is its own.
 - features: computes features for stage `transfer_lite` at 224 pixels from the first 2,000, 5,000 and 20,000
   photographs, streamed, until `SECONDS` have passed; the peak memory includes whatever the network needs.
 - decoding, network: the two parts of it alone: decoding batches of photographs, and features of one batch repeatedly.
+- grain: decodes with Grain, its threads and its processes, beside the threads of this project; needs pip install grain.
 - steps: seconds per training step of stage `augment` on 32x32 images stored as PNG, batch 128, streamed against
-  resident, taken in turns in one process; and the peak memory of training for images x 1, 4 and 16, in a process each.
+  resident, taken in turns in one process.
+- sizes: the peak memory of training on 1, 4 and 16 times as many of these images.
 """
 
 import argparse
@@ -50,6 +52,7 @@ def main() -> None:
         "features": [("features", count) for count in COUNTS],
         "decoding": [("decoding",)],
         "network": [("network",)],
+        "grain": [("grain",)],
         "steps": [("steps",)],
         "sizes": [("sizes", kind, size) for size in SIZES for kind in ("never", "always")],
     }
@@ -125,6 +128,56 @@ def decoding(folder: Path) -> dict[str, Any]:
                 break
         rate = images / (time.perf_counter() - begin)
     return {"images": images, "images_per_second": round(rate, 1), "peak_mb": peak()}
+
+
+def grain(folder: Path) -> dict[str, Any]:
+    """Decodes the same photographs in batches of 32 with this project's threads, Grain's threads and its processes."""
+    import grain
+    from absl import flags
+
+    from cnn_jax.data.stream import ahead
+
+    flags.FLAGS.mark_as_parsed()  # Grain's processes need it
+    with tempfile.TemporaryDirectory() as cache:
+        train = photographs_experiment(folder, COUNTS[0], Path(cache)).splits.dataset.train
+    batches = grain.MapDataset.source(Photographs(train)).batch(32, drop_remainder=True)
+    single = grain.MapDataset.source(Photographs(train))
+    options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=64)
+    ways = {
+        "threads": lambda: ahead(
+            lambda n: train.source.images(train.indices[32 * n : 32 * n + 32]), range(len(batches))
+        ),
+        "grain_threads": lambda: iter(single.to_iter_dataset(options).batch(32, drop_remainder=True)),
+        "grain_processes": lambda: iter(
+            single.to_iter_dataset(options)
+            .batch(32, drop_remainder=True)
+            .mp_prefetch(grain.MultiprocessingOptions(num_workers=2))
+        ),
+    }
+    rates: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(3):
+        for name, make in ways.items():
+            iterator = make()
+            next(iterator)  # starts threads and processes
+            begin, count = time.perf_counter(), 0
+            for _, batch in zip(range(25), iterator):
+                count += len(batch)
+            rates[name].append(count / (time.perf_counter() - begin))
+    return {f"{name}_images_per_second": round(statistics.median(values), 1) for name, values in rates.items()}
+
+
+class Photographs:
+    """The images of a split one by one, as Grain takes them."""
+
+    def __init__(self, split: Any):
+        """Takes the split."""
+        self._split = split
+
+    def __len__(self) -> int:
+        return len(self._split)
+
+    def __getitem__(self, position: int) -> np.ndarray:
+        return self._split.source.images(self._split.indices[position : position + 1])[0]
 
 
 def network(folder: Path) -> dict[str, Any]:
