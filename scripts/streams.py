@@ -140,8 +140,12 @@ def grain(folder: Path) -> dict[str, Any]:
     flags.FLAGS.mark_as_parsed()  # Grain's processes need it
     with tempfile.TemporaryDirectory() as cache:
         train = photographs_experiment(folder, COUNTS[0], Path(cache)).splits.dataset.train
-    batches = grain.MapDataset.source(Photographs(train)).batch(32, drop_remainder=True)
+
     single = grain.MapDataset.source(Photographs(train))
+
+    def read(number):
+        return train.source.images(train.indices[32 * number : 32 * number + 32])
+
     options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=64)
     ways = {
         "threads": lambda: ahead(
