@@ -5,7 +5,7 @@
 
 Each measurement is a process of its own, so that its peak memory is its own.
 
-- features: computes features for stage `transfer_lite` at 224 pixels from the first 2,000, 5,000 and 20,000
+- features: computes features for stage `transfer_lite` at 224 pixels from the first 2,000 and 20,000
   photographs, streamed, until `SECONDS` have passed; the peak memory includes whatever the network needs.
 - decoding, network: the two parts of it alone: decoding batches of photographs, and features of one batch repeatedly.
 - grain: decodes with Grain, its threads and its processes, beside the threads of this project; needs pip install grain.
@@ -28,8 +28,8 @@ from typing import Any
 import measuring
 import numpy as np
 
-SECONDS = 40.0
-COUNTS = (2_000, 5_000, 20_000)  # photographs
+SECONDS = 30.0
+COUNTS = (2_000, 20_000)  # photographs
 ROUNDS, STEPS, BATCH = 7, 4, 128
 SIZES = (10_000, 40_000, 160_000)  # images of 32x32 pixels
 PARTS = ("features", "decoding", "network", "steps", "sizes")

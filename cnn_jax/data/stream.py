@@ -33,7 +33,8 @@ PIECE = 256  # images decoded at once where a whole split is read
 # (start, stop) -> "index" and "mask" of the steps from `start` to `stop`, `[steps, batch]` or `[steps, seeds, batch]`,
 # and perhaps more of that shape.
 Choose = Callable[[int, int], dict[str, np.ndarray]]
-_T, _R = TypeVar("_T"), TypeVar("_R")
+_T = TypeVar("_T")
+_R = TypeVar("_R")
 
 
 def budget(gigabytes: float, place: Placement) -> float:

@@ -146,7 +146,8 @@ class Placement:
 
     def put_part(self, tree: PyTree, sharding: NamedSharding) -> PyTree:
         """Returns global arrays of which this process holds the part `part` of the batch."""
-        return jax.make_array_from_process_local_data(sharding, tree)
+        with jax.transfer_guard("allow"):  # as `jax.device_put` is: it is asked for
+            return jax.make_array_from_process_local_data(sharding, tree)
 
     def part(self, batch_size: int) -> slice:
         """Returns which examples of a batch the devices of this process take: all where there is one process."""

@@ -50,7 +50,7 @@ def train_to(dataset, stop, **changes):
     "changes",
     [
         {},
-        {"seeds": 3, "data__class_weights": "balanced", "augment__alternate_flip": True},
+        {"seeds": 3, "data__class_weights": "balanced", "augment__flip": False, "augment__alternate_flip": True},
         {"accumulate": 2, "mesh__data": 2, "diagnostics": True, "sharpness_every": 7},
     ],
 )
