@@ -148,9 +148,7 @@ def grain(folder: Path) -> dict[str, Any]:
 
     options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=64)
     ways = {
-        "threads": lambda: ahead(
-            lambda n: train.source.images(train.indices[32 * n : 32 * n + 32]), range(len(batches))
-        ),
+        "threads": lambda: ahead(read, range(len(single) // 32)),
         "grain_threads": lambda: iter(single.to_iter_dataset(options).batch(32, drop_remainder=True)),
         "grain_processes": lambda: iter(
             single.to_iter_dataset(options)
