@@ -185,7 +185,7 @@ class Results:
             ],
             [
                 "training and prediction on a GPU",
-                "to be measured ([commands](docs/benchmarks.md#on-a-gpu))",
+                "to be measured ([commands](docs/gpu.md#measuring-on-a-gpu))",
             ],
         ]
         return table(" | measured on two CPU cores", lines)

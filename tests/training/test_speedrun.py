@@ -18,6 +18,7 @@ from cnn_jax.parallel.placement import Placement
 from cnn_jax.training.experiment import Experiment
 from cnn_jax.training.loop import train
 from cnn_jax.workdir.records import read_metrics
+from cnn_jax.workdir.stopwatch import Stopwatch
 
 TOTAL = 25
 INGREDIENTS = {
@@ -70,6 +71,23 @@ def test_chunks_span_epochs_and_scores_come_once(finished):
     assert times["steps"] == TOTAL
     assert set(times["seconds"]) == {"compile", "initialise", "prepare", "train", "validation", "test"}
     assert times["seconds"]["compile"] > times["seconds"]["train"] > 0
+
+
+def test_another_seed_is_its_run_and_compiles_nothing(dataset):
+    first, config = Experiment(load(), dataset), load()
+    config.seed = 3
+
+    def begin(experiment):
+        _, state, metrics = experiment.train_chunk(experiment.init(), 0)
+        return jax.tree.map(np.asarray, (state, metrics))
+
+    begin(first)
+    watch = Stopwatch()
+    with watch.measure("again"):
+        again = begin(first.with_seed(3))
+    assert watch.seconds["compile"] == 0
+    jax.tree.map(np.testing.assert_array_equal, again, begin(Experiment(config, dataset)))
+    assert first.config.seed == 0 and list(first.with_seed(3).seeds) == [3]
 
 
 def test_the_whitening_kernel_is_that_of_the_images_and_frozen(finished, dataset):
