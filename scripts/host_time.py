@@ -10,7 +10,8 @@ an epoch, for the validation scores and for the copy that is saved. Printed are 
 - chunk: from the dispatch of a chunk to that of the next, within an epoch;
 - epoch: from the dispatch of the last chunk of an epoch to that of the next epoch's first.
 
-The first epoch, which compiles, is left out. The processor matters: it is in the file.
+both by the clock and in processor time of the main thread, which does not depend on what else the machine does. The
+first epoch, which compiles, is left out.
 """
 
 import argparse
@@ -29,7 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cnn_jax import config as config_lib
-from cnn_jax.data.pipeline import Resident
+from cnn_jax.data.pipeline import gather
 from cnn_jax.data.splits import ArraySource, Dataset, Split
 from cnn_jax.parallel.placement import Placement
 from cnn_jax.parallel.steps import Chunk
@@ -59,16 +60,16 @@ def make_experiment(config, place, dispatched):
 
     experiment = Experiment(config, Dataset("random", names, *map(split, (45_000, 5_000, 10_000))), place=place)
     (phase,) = experiment.phases
-    chunk = Chunk(empty(on_rows(phase.step, Resident.batch)), place)
+    chunk = Chunk(empty(on_rows(phase.step)), place)
 
     def train(*arguments):
-        dispatched.append(time.perf_counter())
+        dispatched.append((time.perf_counter(), time.thread_time()))
         return chunk(*arguments)
 
     scoring = EvalStep(phase.step.model, phase.step.inputs)
 
     def score(state, row, arrays, variables):
-        return state, scoring(variables, Resident.batch(row, arrays))
+        return state, scoring(variables, gather(row, arrays))
 
     phase.evaluate.chunk = Chunk(empty(score), place, seed_rows=False)
     experiment.phases = [dataclasses.replace(phase, train=train)]
@@ -91,7 +92,7 @@ def main() -> None:
     place = Placement.choose(
         options.seeds, devices=jax.devices()[:1], seed_layout="vmap" if options.seeds > 1 else None, scan=True
     )
-    dispatched: list[float] = []
+    dispatched: list[tuple[float, float]] = []
     experiment = make_experiment(config, place, dispatched)
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -102,13 +103,15 @@ def main() -> None:
     starts = [chunk.start for chunk in experiment.plan.chunks(0)]
     ends = {experiment.plan.end_of_epoch(epoch) for epoch in range(1, options.epochs)}
     first = experiment.plan.end_of_epoch(1)
-    periods: dict[str, list[float]] = {"chunk": [], "epoch": []}
+    periods: dict[str, list[tuple[float, float]]] = {"chunk": [], "epoch": []}
     for (_, start), (before, after) in zip(itertools.pairwise(starts), itertools.pairwise(dispatched), strict=True):
         if start > first:
-            periods["epoch" if start in ends else "chunk"].append((after - before) * 1e3)
-    result = {
-        name: {"median_ms": round(statistics.median(values), 3), "n": len(values)} for name, values in periods.items()
-    }
+            wall, processor = ((b - a) * 1e3 for a, b in zip(before, after, strict=True))
+            periods["epoch" if start in ends else "chunk"].append((wall, processor))
+    result = {}
+    for name, values in periods.items():
+        wall, processor = (round(statistics.median(each), 2) for each in zip(*values, strict=True))
+        result[name] = {"median_ms": wall, "median_processor_ms": processor, "n": len(values)}
     result["options"] = {name: getattr(options, name) for name in ("seeds", "batch_size", "epochs", "tensorboard")}
     print(json.dumps(result))
     if options.output:

@@ -12,7 +12,7 @@ from cnn_jax.errors import UserError
 from cnn_jax.evaluation import dataset, scores
 from cnn_jax.evaluation.dataset import Examples
 from cnn_jax.inference import Classifier, seeds
-from cnn_jax.inference.calibration import Calibration
+from cnn_jax.inference.calibration import ALL_RIGHT, Calibration
 from cnn_jax.inference.calibration import read as read_calibration
 from cnn_jax.utils import files, tables, text
 from cnn_jax.workdir.layout import EVALUATION_FILE
@@ -153,9 +153,8 @@ def show(result: dict[str, Any], workdir: Path) -> None:
     for title, table in (("", _summary(result)), ("Classes", _classes(result)), _confusion(result)):
         console.print(title, style="bold", soft_wrap=True)
         tables.show(table, console)
-    if result["classes_without_images"]:
-        names = ", ".join(result["classes_without_images"])
-        console.print(f"Without images, and in the means only where predicted: {names}", soft_wrap=True)
+    if missing := classes_without_images(result):
+        console.print(missing, soft_wrap=True)
     console.print()
 
 
@@ -167,7 +166,9 @@ def rows(result: dict[str, Any]) -> list[tuple[str, str]]:
             shown.append((title, f"{result[name]:.2%}" if share else f"{result[name]:.4f}"))
     low, high = result["accuracy_interval"]
     shown.insert(1, ("    95% confidence interval", f"{low:.2%} to {high:.2%}"))
-    if result["temperature"]:
+    if result["temperature"] == 1:
+        shown.append(("    temperature", f"none: {ALL_RIGHT}"))
+    elif result["temperature"]:
         error, loss = (result["calibrated"][name] for name in ("expected_calibration_error", "loss"))
         shown.append((f"    with temperature {result['temperature']:.3f}", f"{error:.2%}, loss {loss:.4f}"))
     return shown
@@ -185,6 +186,12 @@ def class_rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
         for row, count in zip(result["classes"], predicted)
         if row["support"] or count
     ]
+
+
+def classes_without_images(result: dict[str, Any]) -> str:
+    """Returns one line that names the classes of which no image was evaluated; "" if there are none."""
+    names = ", ".join(map(text.printable, result["classes_without_images"]))
+    return names and f"Classes without images: {names}."
 
 
 def heading(result: dict[str, Any]) -> str:

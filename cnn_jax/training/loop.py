@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,8 +15,10 @@ from ml_collections import ConfigDict
 from cnn_jax import config as config_lib
 from cnn_jax import data
 from cnn_jax.data import summary
+from cnn_jax.data.pipeline import UNREADABLE
 from cnn_jax.errors import UserError
 from cnn_jax.models.summary import model_table
+from cnn_jax.parallel.distributed import Consensus, check_same, is_alone
 from cnn_jax.parallel.placement import describe_devices
 from cnn_jax.training import early_stopping, init_from
 from cnn_jax.training.diagnosis import first_not_finite
@@ -33,7 +36,7 @@ from cnn_jax.workdir.checkpoint import FINGERPRINT, Checkpoints
 from cnn_jax.workdir.disk import errors_in_one_line
 from cnn_jax.workdir.interrupt import Interrupt
 from cnn_jax.workdir.layout import CHECKPOINT_FOLDER, CONFIG_FILE, PROFILE_FOLDER, TIMES_FILE
-from cnn_jax.workdir.lock import Lock
+from cnn_jax.workdir.lock import writable
 from cnn_jax.workdir.records import read_metrics
 from cnn_jax.workdir.stopwatch import Stopwatch
 
@@ -56,25 +59,27 @@ def train(config: ConfigDict, workdir: str) -> int:
     """
     config_lib.validate(config)
     folder = Path(workdir).expanduser()
-    with errors_in_one_line(folder), Lock(folder):
-        return _run(config, folder, _check_workdir(config, folder))
+    with errors_in_one_line(folder), writable(folder) as own_folder:
+        return _run(config, folder, own_folder, _check_workdir(config, folder))
 
 
-def _run(config: ConfigDict, folder: Path, longer: dict[str, tuple[Any, Any]]) -> int:
+def _run(config: ConfigDict, workdir: Path, folder: Path, longer: dict[str, tuple[Any, Any]]) -> int:
     """Does what `train` says, in a workdir that no other process writes to.
 
     Args:
       config: of the run.
-      folder: the workdir.
-      longer: by what this run is longer than the one in it (see `cnn_jax.config.check_same`).
+      workdir: of the run.
+      folder: where this process writes (see `cnn_jax.workdir.lock.writable`).
+      longer: by what this run is longer than the one in the workdir (see `cnn_jax.config.check_same`).
     """
     watch = Stopwatch()
-    experiment = Experiment(config, data.load(config.data), features_folder(config, folder))
+    experiment = Experiment(config, data.load(config.data), features_folder(config, workdir))
+    check_same("run", lambda: [experiment.metadata, str(workdir)])
 
     def difference(metadata: dict[str, Any]) -> str:
         return config_lib.difference(config.to_dict(), metadata["config"])
 
-    opened = Checkpoints(folder / CHECKPOINT_FOLDER, experiment.metadata, difference)
+    opened = Checkpoints(workdir / CHECKPOINT_FOLDER, experiment.metadata, difference)
     with Interrupt() as interrupt, opened as checkpoints:
         with watch.measure("initialise"):
             # 1. This run's last checkpoint. 2. Another run's. 3. Pretrained weights. 4. Random weights.
@@ -100,8 +105,7 @@ def _run(config: ConfigDict, folder: Path, longer: dict[str, tuple[Any, Any]]) -
                 ) from None
             except Stopped:
                 report.say("Stopped; the features so far are kept: the same command resumes from there.")
-        assert interrupt.signal  # nothing else stops a run
-        return 128 + interrupt.signal
+        return 128 + (interrupt.signal or signal.SIGTERM)  # which another process received
 
 
 def _train(
@@ -117,7 +121,7 @@ def _train(
     While the device trains a chunk, the metrics of the previous one are fetched, and the last checkpoint is written.
     """
     plan, keys, score = experiment.plan, experiment.keys, None
-    schedule = _SaveSchedule(experiment.config.checkpoint, plan.total_steps, now)
+    schedule = _SaveSchedule(experiment.config.checkpoint, plan.total_steps, now, Consensus(experiment.place))
     for phase in experiment.phases_from(now):
         if report.interrupted() or report.ended(now):
             break
@@ -158,14 +162,14 @@ def _train(
 class _SaveSchedule:
     """When checkpoints are due: after a number of epochs or minutes, and at the end."""
 
-    def __init__(self, config: Any, total_steps: int, first_step: int):
-        self._config, self._total = config, total_steps
+    def __init__(self, config: Any, total_steps: int, first_step: int, agree: Consensus):
+        self._config, self._total, self._agree = config, total_steps, agree
         self.saved(first_step)
 
     def due(self, step: int, epoch: int | None) -> bool:
         """Whether to save after a step, which may be the end of an epoch."""
         minutes = (time.monotonic() - self._time) / 60
-        overdue = 0 < self._config.minutes < minutes
+        overdue = self._config.minutes > 0 and self._agree(self._config.minutes < minutes)
         return step == self._total or overdue or bool(epoch and epoch % self._config.epochs == 0)
 
     def saved(self, step: int) -> None:
@@ -188,12 +192,16 @@ class _Report:
         self._experiment, self._recorder, self._folder = experiment, recorder, folder
         self._total, self._interrupt, self._start = experiment.plan.total_steps, interrupt, start
         self.watch, self.say = watch, recorder.progress.say
-        self._explained = False
+        self._explained, self._any_interrupted = False, Consensus(experiment.place)
         self._finished = self.ended(start)  # by an earlier process, which may not have scored the test split
 
     def interrupted(self) -> bool:
-        """Whether a signal has asked to stop."""
-        return self._interrupt.signal is not None
+        """Whether a signal has asked a process to stop; see `cnn_jax.parallel.distributed.Consensus`."""
+        return self._any_interrupted(self._interrupt.signal is not None)
+
+    def _stop(self) -> bool:
+        """Whether to stop before training; several processes do so once they train, because each is elsewhere."""
+        return self._interrupt.signal is not None and is_alone()
 
     def ended(self, step: int) -> bool:
         """Whether the run ends at a step that has been trained and scored: its last one, or by early stopping."""
@@ -238,7 +246,7 @@ class _Report:
             if slow:
                 progress.stop()  # the features have a bar of their own
             for split in splits:
-                jax.block_until_ready(self._experiment.arrays(phase, state.variables, split, self.interrupted))
+                jax.block_until_ready(self._experiment.examples(phase, state.variables, split, self._stop).shared)
             if slow:
                 progress.start()
 
@@ -298,7 +306,8 @@ class _Report:
         variables, partition = experiment.place.seed(state.variables), experiment.phases[0].step.partition
         labels = partition.labels if partition else None
         table = model_table(experiment.model, variables, experiment.image_size, labels)
-        self.say("\n".join([table, *summary.describe(experiment.splits.dataset)]))
+        skip = experiment.config.data.on_bad_image == "skip"
+        self.say("\n".join([table, *summary.describe(experiment.splits.dataset, skip), *experiment.splits.remarks]))
         self._say_duplicates(*experiment.splits.duplicates)
         if experiment.plan.steps_per_epoch < 5:
             self.say(
@@ -334,9 +343,10 @@ class _Report:
                 self.say(line)
 
     def _show_test(self, scores: dict[str, Any]) -> None:
-        images = len(self._experiment.splits.dataset.test)
-        print(f"Test split, {count(images, 'image')}, after {count(scores['epoch'], 'epoch')}:")
-        of_record = ("step", "epoch", "split", "lanes")
+        images = len(self._experiment.splits.dataset.test) - scores.get(UNREADABLE, 0)
+        unreadable = f" ({scores[UNREADABLE]} more cannot be read)" if scores.get(UNREADABLE) else ""
+        print(f"Test split, {count(images, 'image')}{unreadable}, after {count(scores['epoch'], 'epoch')}:")
+        of_record = ("step", "epoch", "split", "lanes", UNREADABLE)
         others = [name for name in scores if name not in (*NAMES, *of_record) and not name.endswith("_std")]
         for name in (*NAMES, *others):
             value = math.nan if scores[name] is None else scores[name]  # JSON has no NaN

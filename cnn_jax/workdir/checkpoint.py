@@ -10,7 +10,7 @@ import contextlib
 import math
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,14 @@ from absl import logging
 from jaxtyping import PyTree
 
 from cnn_jax.errors import UserError
+from cnn_jax.parallel.distributed import check_same, is_alone, is_primary, wait_for_all
 from cnn_jax.parallel.placement import on_one_device
 from cnn_jax.utils import files
 from cnn_jax.workdir import manifest
 from cnn_jax.workdir.disk import check_room, errors_in_one_line
 from cnn_jax.workdir.layout import CONFIG_FILE, METRICS_FILE
 from cnn_jax.workdir.manifest import Step
+from cnn_jax.workdir.provenance import other_images
 
 Items = dict[str, PyTree]  # by name: "model" and "train"
 
@@ -46,6 +48,9 @@ class Checkpoints:
 
     A thread can write a step while training continues. At most one step is being written, and everything else waits for
     it; the end of the `with` statement does too.
+
+    Several processes of a run save and restore together, in a folder that all of them see; Orbax decides which writes
+    what. The first one alone writes manifests, renames and deletes, and chooses the step to restore.
     """
 
     def __init__(
@@ -72,11 +77,14 @@ class Checkpoints:
         )
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "save")
         self._saving: concurrent.futures.Future[None] | None = None
-        self._remove_leftovers()
-        self._steps = {step.number: step for step in manifest.inspect(self.directory)}
-        damaged = {step.number: step.damage for step in self._steps.values() if step.damage}
-        if len(damaged) < len(self._steps):
-            self._set_aside(damaged)
+        self._primary = is_primary()
+        with self._primary_first():
+            self._remove_leftovers()
+            self._steps = {step.number: step for step in manifest.inspect(self.directory)}
+            damaged = {step.number: step.damage for step in self._steps.values() if step.damage}
+            if len(damaged) < len(self._steps):
+                self._set_aside(damaged)
+        check_same("set of checkpoints", lambda: sorted(self._steps))
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -123,7 +131,8 @@ class Checkpoints:
           items: "model" and "train", trees of arrays.
           score: the higher, the better; None where it was not measured. NaN counts as the worst.
           wait: whether to return when it is on disk. Otherwise the arrays are copied on the device, to be written while
-            it computes; what goes wrong is raised by the next use of this object.
+            it computes; what goes wrong is raised by the next use of this object. Several processes
+            wait in any case, because they save in step with each other.
 
         Raises:
           UserError: the disk is full, read-only or gone; no half-written step is left.
@@ -133,7 +142,7 @@ class Checkpoints:
             return
         score = score if score is not None and math.isfinite(score) else None
         records = manifest.describe_records(self._records)  # they grow while the step is written
-        if wait:
+        if wait or not is_alone():  # several processes must save in step with each other
             self._save(step, items, score, records)
         else:
             self._saving = self._thread.submit(self._save, step, _copy(items), score, records)
@@ -150,10 +159,13 @@ class Checkpoints:
                 self._remove_leftovers()  # of a save that failed, to which threads may have written since
                 check_room(self.directory, _size(items))
                 self._checkpointer.save(folder, args=ocp.args.Composite(**args), force=True)
-                manifest.write(folder, step, score, self._metadata["config"], records)
-                self._check_directory()
-                self._delete(step)  # an unfinished one
-                folder.rename(self.directory / str(step))
+                if self._primary:
+                    manifest.write(folder, step, score, self._metadata["config"], records)
+                    _sync(folder, self._records)
+                    self._check_directory()
+                    self._delete(step)  # an unfinished one
+                    folder.rename(self.directory / str(step))
+                    files.sync(self.directory)  # before older steps are deleted
         except BaseException:
             with contextlib.suppress(OSError):
                 self._remove_leftovers()
@@ -163,6 +175,7 @@ class Checkpoints:
         kept = {*sorted(each.number for each in self._sound)[-2:], self._best}
         for number in [number for number in self._steps if number < step and number not in kept]:
             self._delete(number)
+        wait_for_all("saved")
 
     def restore(self, target: Callable[[int], Items]) -> tuple[int, Items] | None:
         """Returns the latest intact step and its items; None where nothing was saved.
@@ -185,6 +198,8 @@ class Checkpoints:
                 difference = self._difference(metadata)
                 restored = None if difference else self._restore(step.number, target(step.number))
             except Exception as error:  # what damage raises depends on the byte it hit
+                if isinstance(error, jax.errors.JaxRuntimeError) and not is_alone():
+                    raise  # another process is gone
                 if metadata is not None:
                     self._check_data(metadata)  # of other classes, the network has other shapes
                 difference, restored = _reason(error), None
@@ -221,13 +236,23 @@ class Checkpoints:
             "used, but damage to it would not have been noticed.",
             step,
         )
-        with errors_in_one_line(self.directory):
-            records = manifest.describe_records(self._records)
-            manifest.write(self.directory / str(step), step, None, self._metadata["config"], records)
+        if self._primary:
+            with errors_in_one_line(self.directory):
+                records = manifest.describe_records(self._records)
+                manifest.write(self.directory / str(step), step, None, self._metadata["config"], records)
         self._steps[step] = Step(step)
 
+    @contextlib.contextmanager
+    def _primary_first(self) -> Iterator[None]:
+        """The first process does what is in the block, and then the others do."""
+        if not self._primary:
+            wait_for_all("first")
+        yield
+        if self._primary:
+            wait_for_all("first")
+
     def _remove_leftovers(self) -> None:
-        for path in self.directory.iterdir():
+        for path in self.directory.iterdir() if self._primary else ():
             if path.name.endswith(_LEFTOVERS):
                 shutil.rmtree(path, ignore_errors=True)
 
@@ -242,7 +267,7 @@ class Checkpoints:
             )
 
     def _check_data(self, metadata: dict[str, Any]) -> None:
-        if metadata.get(FINGERPRINT) != self._metadata.get(FINGERPRINT):
+        if other_images(metadata.get(FINGERPRINT), self._metadata.get(FINGERPRINT)):
             raise UserError(
                 f"The training images are not those that the run in {self.directory.parent} began with: bring them "
                 "back, or take another --workdir."
@@ -250,15 +275,17 @@ class Checkpoints:
 
     def _set_aside(self, failed: dict[int, str]) -> None:
         for step, reason in failed.items():
+            del self._steps[step]
+            if not self._primary:
+                continue
             target = self.directory.with_name(self.directory.name + ".damaged") / str(step)
             target.parent.mkdir(exist_ok=True)
             shutil.rmtree(target, ignore_errors=True)
             (self.directory / str(step)).rename(target)
-            del self._steps[step]
             logging.error("Step %d is damaged (%s): moved to %s; another one is used.", step, reason, target)
 
     def _delete(self, step: int) -> None:
-        if self._steps.pop(step, None):
+        if self._steps.pop(step, None) and self._primary:
             deleted = (self.directory / str(step)).rename(self.directory / f"{step}{_DELETED}")
             shutil.rmtree(deleted, ignore_errors=True)
 
@@ -349,6 +376,11 @@ def _notice(taken: Step, steps: list[Step], asked: int | str, flaws: dict[int, s
         return ""
     text = "; ".join(reasons)
     return f"{text[0].upper()}{text[1:]}: step {taken.number} is used" + ("." if taken.finished else ", unchecked.")
+
+
+def _sync(folder: Path, records: Path) -> None:
+    """Waits until a step is on the disk, before it gets its name: disks may store the new name first."""
+    files.sync(*(path for path in (records, *folder.rglob("*"), folder) if path.exists()))
 
 
 def _size(items: Items) -> int:

@@ -6,6 +6,7 @@ import math
 import os
 import shutil
 import threading
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -126,6 +127,34 @@ def test_an_error_in_the_thread_is_raised_by_what_follows(tmp_path, monkeypatch,
     with pytest.raises(UserError, match=r"^disk: No space left on device\."):
         fail()
     assert [path.name for path in tmp_path.iterdir()] == ["1"]
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="finds out there which files are synced")
+def test_a_step_is_on_the_disk_before_it_gets_its_name(tmp_path, monkeypatch):
+    """A disk that loses power has what was synced; of the rest it may have any part."""
+    directory, events = tmp_path / "checkpoints", []
+    fsync, rename = os.fsync, Path.rename
+
+    def synced(descriptor):
+        events.append(("synced", Path(os.readlink(f"/proc/self/fd/{descriptor}"))))
+        fsync(descriptor)
+
+    def renamed(path, target):
+        events.append(("renamed", Path(target), {path, *path.rglob("*")}))
+        return rename(path, target)
+
+    (tmp_path / "metrics.jsonl").write_text("{}\n")
+    with Checkpoints(directory, METADATA) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(step, make_items(step))
+        monkeypatch.setattr(os, "fsync", synced)
+        monkeypatch.setattr(Path, "rename", renamed)
+        checkpoints.save(3, make_items(3))
+    kinds = [(event[0], event[1].name) for event in events]
+    commit, deletion = kinds.index(("renamed", "3")), kinds.index(("renamed", "1.deleted"))
+    before = {event[1] for event in events[:commit]}
+    assert before == {*events[commit][2], tmp_path / "metrics.jsonl"}
+    assert commit < kinds.index(("synced", "checkpoints")) < deletion
 
 
 def test_nan_is_never_the_best(tmp_path):
