@@ -49,7 +49,12 @@ def test_what_changes_no_number():
     assert set(config_lib.FREE) == {
         *("data.dir", "features.dir", "loggers", "on_nan", "profile", "steps_per_call", "tensorboard"),
         *("eval.epochs", "checkpoint.epochs", "checkpoint.minutes"),
-        *("mesh.data", "mesh.seed", "mesh.images"),  # only how sums are rounded, which provenance.json records
+        *(
+            "mesh.data",
+            "mesh.seed",
+            "mesh.images",
+            "mesh.steps",
+        ),  # only how sums are rounded, which provenance.json records
     }
 
 

@@ -31,6 +31,7 @@ class Placement:
         rounding; "loop" equals single runs bit for bit.
       scan: whether a chunk of steps is one `lax.scan`, or one call per step. In every step the two agree to rounding.
       images: whether every device holds all images or a part of them; see `put_examples`.
+      deterministic: whether a GPU may only use kernels that give the same bits each time.
     """
 
     mesh: Mesh
@@ -38,41 +39,61 @@ class Placement:
     seed_layout: SeedLayout | None = None
     scan: bool = False
     images: Images = "auto"
+    deterministic: bool = False
 
     @classmethod
-    def from_config(cls, config: Any) -> "Placement":
-        """Returns the placement that `config.mesh` describes.
+    def from_config(
+        cls,
+        config: Any,
+        devices: Sequence[jax.Device] | None = None,  # pyright: ignore[reportInvalidTypeForm]
+    ) -> "Placement":
+        """Returns the placement that `config.mesh` and `config.deterministic` describe.
 
         By default a CPU is one device, even if XLA was told to make several. Of other devices, all share the seeds if
-        they can do so evenly; otherwise as many as can share each batch evenly do.
+        they can do so evenly; otherwise as many as can share each batch evenly do. Several processes share each batch,
+        and take as many devices each.
+
+        Args:
+          config: of a run.
+          devices: to use, which may be those of a `jax.experimental.topologies.TopologyDescription`: programs can then
+            be compiled, but not run; None for all of this process.
 
         Raises:
           UserError: there are not so many devices, or they cannot share the seeds or a batch evenly.
         """
-        devices, mesh = jax.local_devices(), config.mesh
-        on_cpu, free = devices[0].platform == "cpu", len(devices) // max(mesh.data, 1)
+        given, processes, mesh = devices, 1 if devices else jax.process_count(), config.mesh
+        devices = list(given or jax.local_devices())
+        on_cpu, free = devices[0].platform == "cpu", len(devices) // max(mesh.data // processes, 1)
         seed = mesh.seed or (free if not on_cpu and free and config.seeds % free == 0 else 1)
         if config.batch_size % config.accumulate:
             raise UserError(_uneven(config.batch_size, config.accumulate, "parts (config.accumulate)"))
         part = config.batch_size // config.accumulate
-        data = mesh.data or (1 if on_cpu else _largest_divisor(part, len(devices) // seed))
-        if seed * data > len(devices):
-            make = f" On a CPU, XLA_FLAGS=--xla_force_host_platform_device_count={seed * data} makes so many."
+        data = mesh.data or processes * (1 if on_cpu else _largest_divisor(part // processes, len(devices) // seed))
+        total, own = len(devices) * processes, -(-seed * data // processes)
+        if own > len(devices):
+            make = f" On a CPU, XLA_FLAGS=--xla_force_host_platform_device_count={own} makes so many."
             raise UserError(
-                f"config.mesh asks for {seed * data} devices (seed {seed} x data {data}), but JAX has {len(devices)}: "
-                f"set smaller numbers.{make if on_cpu else ''}"
+                f"config.mesh asks for {seed * data} devices (seed {seed} x data {data}), but JAX has {total}: set "
+                f"smaller numbers.{make if on_cpu else ''}"
             )
         if config.seeds % seed:
             raise UserError(
                 f"config.mesh.seed is {seed}, but {config.seeds} seeds cannot be shared evenly by so many devices: "
                 f"set it to {_largest_divisor(config.seeds, seed)}, or change config.seeds."
             )
+        if data % processes:
+            raise UserError(
+                f"config.mesh.data is {data}, of which {processes} processes cannot take as many devices each: set it "
+                f"to {-(-data // processes) * processes}."
+            )
         if part % data:
             parts = f" and {config.accumulate} parts (config.accumulate)" if config.accumulate > 1 else ""
             raise UserError(_uneven(config.batch_size, data * config.accumulate, f"devices{parts}", data))
-        layout: SeedLayout = "devices" if seed > 1 else "loop" if on_cpu else "vmap"
-        place = cls.choose(config.seeds, devices=devices[: seed * data], data=data, seed_layout=layout)
-        return dataclasses.replace(place, images=mesh.images)
+        scan = {"auto": not on_cpu, "scan": True, "loop": False}[mesh.steps]
+        layout: SeedLayout = "devices" if seed > 1 else "loop" if on_cpu and not scan else "vmap"
+        used = devices[: seed * data] if given else _devices(seed, data)
+        place = cls.choose(config.seeds, devices=used, data=data, seed_layout=layout, scan=scan)
+        return dataclasses.replace(place, images=mesh.images, deterministic=config.deterministic)
 
     @classmethod
     def choose(
@@ -130,6 +151,12 @@ class Placement:
         return PartitionSpec(SEED) if self.seed_layout == "devices" else PartitionSpec(*[None] * bool(self.seeds))
 
     @property
+    def compiler_options(self) -> dict[str, Any] | None:
+        """Of `jax.jit`, for the programs of training and evaluation; a CPU needs none to give the same bits."""
+        on_gpu = self.mesh.devices.flat[0].platform in ("gpu", "cuda", "rocm")
+        return {"xla_gpu_deterministic_ops": True} if self.deterministic and on_gpu else None
+
+    @property
     def data(self) -> int:
         """The number of devices that share a batch."""
         return self.mesh.shape[DATA]
@@ -141,8 +168,10 @@ class Placement:
         return {"steps": "scan" if self.scan else "loop", "seeds": self.seed_layout} | mesh
 
     def put(self, tree: PyTree, sharding: NamedSharding) -> PyTree:
-        """Returns the arrays on the devices."""
-        return jax.device_put(tree, sharding)
+        """Returns the arrays on the devices; of several processes, which all have them, each puts its part."""
+        if sharding.is_fully_addressable:
+            return jax.device_put(tree, sharding)
+        return jax.tree.map(lambda x: _put_part(x, sharding), tree)
 
     def put_examples(self, examples: dict[str, np.ndarray]) -> dict[str, jax.Array]:
         """Returns the examples of a split on the devices: all on each, or the images or features spread by rows.
@@ -161,7 +190,7 @@ class Placement:
     def _must_shard(self, size: int) -> bool:
         if self.images != "auto":
             return self.images == "shard"
-        memory = (self.mesh.devices.flat[0].memory_stats() or {}).get("bytes_limit", math.inf)  # a CPU does not say
+        memory = (self.mesh.local_devices[0].memory_stats() or {}).get("bytes_limit", math.inf)  # a CPU does not say
         return size > memory / 2
 
     def abstract(self, function: Callable[..., PyTree], *arguments: Any) -> PyTree:
@@ -213,6 +242,30 @@ def _unstack(tree: PyTree, count: int) -> list[PyTree]:
     return [jax.tree.map(lambda x: x[index], tree) for index in range(count)]  # noqa: B023
 
 
+def _devices(seed: int, data: int) -> list[Any]:
+    """Returns the devices of a mesh of `seed` rows and `data` columns: in each row, as many of each process.
+
+    So every process has devices that hold each seed, and can save and report all of them.
+    """
+    own = seed * data // jax.process_count()
+    of_process: dict[int, list[Any]] = {}
+    for device in jax.devices():
+        of_process.setdefault(device.process_index, []).append(device)
+    grid = np.array([of_process[index][:own] for index in sorted(of_process)])
+    return list(grid.reshape(len(of_process), seed, own // seed).swapaxes(0, 1).flat)
+
+
+def _put_part(x: Any, sharding: NamedSharding) -> jax.Array:
+    """Returns an array over the devices of several processes, each of which has it and sends only its own part."""
+    if isinstance(x, jax.Array) and not x.is_fully_addressable:
+        return jax.device_put(x, sharding)
+    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+        return jax.random.wrap_key_data(_put_part(jax.random.key_data(x), sharding))
+    host = np.asarray(x)
+    with jax.transfer_guard("allow"):  # as `jax.device_put` is: it is asked for
+        return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+
 def _largest_divisor(number: int, most: int) -> int:
     """Returns the largest divisor of a number that is at most `most`, and at least 1."""
     return next((divisor for divisor in range(most, 1, -1) if number % divisor == 0), 1)
@@ -231,6 +284,7 @@ def on_one_device() -> jax.sharding.Sharding:
 
 
 def describe_devices() -> dict[str, Any]:
-    """Returns platform, kind and number of the devices, for the record."""
-    devices = jax.devices()
-    return {"platform": devices[0].platform, "kind": devices[0].device_kind, "count": len(devices)}
+    """Returns platform, kind and number of the devices, and of the processes if there are several, for the record."""
+    devices, processes = jax.devices(), jax.process_count()
+    several = {"processes": processes} if processes > 1 else {}
+    return {"platform": devices[0].platform, "kind": devices[0].device_kind, "count": len(devices)} | several

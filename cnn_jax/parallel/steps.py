@@ -25,7 +25,11 @@ Step = Callable[[PyTree, PyTree, PyTree, PyTree], tuple[PyTree, Output]]
 
 
 class Chunk:
-    """A compiled step, run once per row, whose outputs are merged."""
+    """A compiled step, run once per row, whose outputs are merged.
+
+    Attributes:
+      program: what is compiled, by `jax.jit`: the scan of all rows, or the step of one row.
+    """
 
     def __init__(self, step: Step, place: Placement, *, seed_rows: bool = True):
         """Compiles when it is first called.
@@ -37,7 +41,12 @@ class Chunk:
         """
         self._step, self._place, self._seed_rows = step, place, seed_rows
         self._zeros: Callable[[], Any] | None = None
-        self._run = self._scan(self._over_seeds(self._merging)) if place.scan else self._loop(self._merging)
+        one_by_one = place.seed_layout == "loop" and not place.scan
+        body = self._merging if one_by_one else self._over_seeds(self._merging)
+        self.program = jax.jit(
+            _scanned(body) if place.scan else body, donate_argnums=0, compiler_options=place.compiler_options
+        )
+        self._run = self._scan if place.scan else self._loop_over_seeds if one_by_one else self._loop
 
     def __call__(self, state: PyTree, rows: PyTree, shared: PyTree, own: PyTree, length: int = 0) -> tuple[PyTree, Any]:
         """Returns the state after the rows, whose buffers are those of `state`, and the merged outputs; does not wait.
@@ -63,57 +72,79 @@ class Chunk:
             return function
         return self._place.shard_seeds(function, (True, self._seed_rows, False, True))
 
+    def abstract(self, state: PyTree, rows: PyTree, shared: PyTree, own: PyTree, length: int = 0) -> tuple[PyTree, ...]:
+        """Returns shapes, types and shardings of the arguments that a call gives a scan's `program`.
+
+        With them it can be compiled before the arrays exist, and for devices that are not there.
+
+        Args:
+          state: as in a call; this and the following may be shapes with shardings.
+          rows: likewise.
+          shared: likewise.
+          own: likewise.
+          length: see `__call__`.
+        """
+        zeros = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self._place.state),
+            self._output(state, rows, shared, own),
+        )
+        real = jax.ShapeDtypeStruct((length,), np.bool_, sharding=self._place.replicated) if length else None
+        sharding = self._place.rows(steps=True, seeds=self._seed_rows)
+        rows = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct((length or len(x), *x.shape[1:]), x.dtype, sharding=sharding), rows
+        )
+        return (state, zeros), rows, real, shared, own
+
+    def _output(self, state: PyTree, rows: PyTree, shared: PyTree, own: PyTree) -> PyTree:
+        """Returns shapes and types of a step's output."""
+        row = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), rows)
+        return jax.eval_shape(self._over_seeds(self._step), state, row, shared, own)[1]
+
     def _make_zeros(self, *arguments: PyTree) -> Callable[[], Any]:
-        state, rows, shared, own = arguments
-        row = jax.tree.map(lambda x: x[0], rows)
-        _, shapes = jax.eval_shape(self._over_seeds(self._step), state, row, shared, own)
+        shapes = self._output(*arguments)
         return jax.jit(
             lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes), out_shardings=self._place.state
         )
 
-    def _scan(self, body: Callable) -> Callable:
-        def scanned(carry, rows, real, shared, own):
-            def step(carry, row_and_real):
-                row, real = row_and_real
-                new = body(carry, row, shared, own)
-                return jax.tree.map(lambda a, b: jnp.where(real, a, b), new, carry) if padded else new, None
+    def _scan(self, carry: tuple, rows: PyTree, shared: PyTree, own: PyTree, length: int) -> tuple:
+        real = None
+        if length:
+            rows, real = _pad(rows, length)
+            real = self._place.put(real, self._place.replicated)
+        rows = self._place.put(rows, self._place.rows(steps=True, seeds=self._seed_rows))
+        return self.program(carry, rows, real, shared, own)
 
-            padded = real is not None
-            return jax.lax.scan(step, carry, (rows, real))[0]
+    def _loop(self, carry: tuple, rows: PyTree, shared: PyTree, own: PyTree, length: int = 0) -> tuple:
+        return self._over_rows(carry, rows, shared, own, self._place.rows(steps=False, seeds=self._seed_rows))
 
-        compiled = jax.jit(scanned, donate_argnums=0)
+    def _loop_over_seeds(self, carry: tuple, rows: PyTree, shared: PyTree, own: PyTree, length: int) -> tuple:
+        place, results = self._place, []
+        sharding = place.rows(steps=False, seeds=False)
+        for index, (one, constants) in enumerate(zip(place.unstack(carry), place.unstack(own), strict=True)):
+            own_rows = jax.tree.map(lambda x: x[:, index], rows) if self._seed_rows else rows  # noqa: B023
+            results.append(self._over_rows(one, own_rows, shared, constants, sharding))
+        return place.stack(results)
 
-        def run(carry, rows, shared, own, length):
-            real = None
-            if length:
-                rows, real = _pad(rows, length)
-                real = self._place.put(real, self._place.replicated)
-            sharding = self._place.rows(steps=True, seeds=self._seed_rows)
-            return compiled(carry, self._place.put(rows, sharding), real, shared, own)
+    def _over_rows(self, carry: tuple, rows: PyTree, shared: PyTree, own: PyTree, sharding: Any) -> tuple:
+        for index in range(len(jax.tree.leaves(rows)[0])):
+            row = self._place.put(jax.tree.map(lambda x: x[index], rows), sharding)  # noqa: B023
+            carry = self.program(carry, row, shared, own)
+        return carry
 
-        return run
 
-    def _loop(self, body: Callable) -> Callable:
-        place = self._place
-        one_by_one = place.seed_layout == "loop"
-        compiled = jax.jit(body if one_by_one else self._over_seeds(body), donate_argnums=0)
-        sharding = place.rows(steps=False, seeds=self._seed_rows and not one_by_one)
+def _scanned(body: Callable) -> Callable:
+    """Returns the scan over rows, of which those with a false `real` change nothing; None if all are real."""
 
-        def over_rows(carry, rows, shared, own):
-            for index in range(len(jax.tree.leaves(rows)[0])):
-                row = place.put(jax.tree.map(lambda x: x[index], rows), sharding)  # noqa: B023
-                carry = compiled(carry, row, shared, own)
-            return carry
+    def scanned(carry, rows, real, shared, own):
+        def step(carry, row_and_real):
+            row, real = row_and_real
+            new = body(carry, row, shared, own)
+            return jax.tree.map(lambda a, b: jnp.where(real, a, b), new, carry) if padded else new, None
 
-        def over_seeds(carry, rows, shared, own):
-            results = []
-            for index, (one, constants) in enumerate(zip(place.unstack(carry), place.unstack(own), strict=True)):
-                own_rows = jax.tree.map(lambda x: x[:, index], rows) if self._seed_rows else rows  # noqa: B023
-                results.append(over_rows(one, own_rows, shared, constants))
-            return place.stack(results)
+        padded = real is not None
+        return jax.lax.scan(step, carry, (rows, real))[0]
 
-        run = over_seeds if one_by_one else over_rows
-        return lambda carry, rows, shared, own, length: run(carry, rows, shared, own)
+    return scanned
 
 
 def _pad(rows: PyTree, length: int) -> tuple[PyTree, np.ndarray]:

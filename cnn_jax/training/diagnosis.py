@@ -39,7 +39,7 @@ def first_not_finite(experiment: Experiment, checkpoints: Checkpoints, chunk: Ch
             if found:
                 of_seed = f" of seed {seed}" if len(experiment.seeds) > 1 else ""
                 return f"step {step + 1}{of_seed}, {found}"
-        state, _ = phase.train(state, rows, pipeline.shared, experiment.keys, experiment.plan.longest_chunk)
+        state, _ = phase.train(state, rows, pipeline.shared, experiment.keys, phase.longest_chunk)
     return None
 
 

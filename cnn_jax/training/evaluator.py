@@ -1,6 +1,7 @@
 """Scores a network on a split on the device: every example once, whatever the batch size."""
 
 import jax
+import numpy as np
 from jaxtyping import PyTree
 
 from cnn_jax.data.batching import padded_batches
@@ -12,7 +13,11 @@ from cnn_jax.training.step import EvalStep
 
 
 class Evaluator:
-    """`evaluate(variables, arrays) -> metrics`, compiled."""
+    """`evaluate(variables, arrays) -> metrics`, compiled.
+
+    Attributes:
+      chunk: which takes no state, and the variables as what each seed has for itself.
+    """
 
     def __init__(self, step: EvalStep, batch_size: int, place: Placement | None = None):
         """Compiles when it is first called.
@@ -27,7 +32,7 @@ class Evaluator:
             return state, step(variables, Resident.batch(row, arrays))
 
         place = place or Placement.choose()
-        self._chunk = Chunk(score, place, seed_rows=False)
+        self.chunk = Chunk(score, place, seed_rows=False)
         self._batch_size = -(-batch_size // place.data) * place.data  # a multiple of the devices that share it
 
     def __call__(self, variables: PyTree, arrays: dict[str, jax.Array]) -> Classification:
@@ -37,5 +42,8 @@ class Evaluator:
           variables: {params, batch_stats}.
           arrays: "image" uint8 `[n, height, width, 3]` or "features" `[n, features]`, and "label" int32 `[n]`.
         """
-        rows = padded_batches(len(arrays["label"]), self._batch_size)
-        return self._chunk((), rows, arrays, variables)[1]
+        return self.chunk((), self.rows(len(arrays["label"])), arrays, variables)[1]
+
+    def rows(self, count: int) -> dict[str, np.ndarray]:
+        """Returns the rows of the chunk that scores `count` examples."""
+        return padded_batches(count, self._batch_size)

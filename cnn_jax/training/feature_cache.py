@@ -57,7 +57,7 @@ class FeatureCache:
         self.folder = directory / fingerprint([*network, str(batch_size)], backbone)
         self._batch_size, self._num_features = batch_size, model.network.num_features
         self._variables = {kind: {name: tree} for kind, tree in backbone.items()}
-        self._features = jax.jit(lambda v, images: model.apply(v, preprocess(images), method="features"))
+        self._features = jax.jit(make_extractor(model, preprocess))
 
     def get(
         self, images: UInt8[np.ndarray, "n height width 3"], name: str, stop: Callable[[], bool] = lambda: False
@@ -99,6 +99,11 @@ class FeatureCache:
             found.append(np.asarray(features)[: len(batch)])
             advance(len(batch))
         return np.concatenate(found)
+
+
+def make_extractor(model: TransferNetwork, preprocess: Preprocessing) -> Callable[[PyTree, Any], Any]:
+    """Returns a function from variables of the backbone and stored images to features, float32 `[n, features]`."""
+    return lambda variables, images: model.apply(variables, preprocess(images), method="features")
 
 
 def _read(path: Path) -> np.ndarray | None:

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from cnn_jax import data
 from cnn_jax.data import summary
 from cnn_jax.errors import UserError
 from cnn_jax.models.summary import model_table
+from cnn_jax.parallel.distributed import Consensus, check_same, is_alone
 from cnn_jax.parallel.placement import describe_devices
 from cnn_jax.training import early_stopping, init_from
 from cnn_jax.training.diagnosis import first_not_finite
@@ -33,7 +35,7 @@ from cnn_jax.workdir.checkpoint import FINGERPRINT, Checkpoints
 from cnn_jax.workdir.disk import errors_in_one_line
 from cnn_jax.workdir.interrupt import Interrupt
 from cnn_jax.workdir.layout import CHECKPOINT_FOLDER, CONFIG_FILE, PROFILE_FOLDER, TIMES_FILE
-from cnn_jax.workdir.lock import Lock
+from cnn_jax.workdir.lock import writable
 from cnn_jax.workdir.records import read_metrics
 from cnn_jax.workdir.stopwatch import Stopwatch
 
@@ -56,25 +58,27 @@ def train(config: ConfigDict, workdir: str) -> int:
     """
     config_lib.validate(config)
     folder = Path(workdir).expanduser()
-    with errors_in_one_line(folder), Lock(folder):
-        return _run(config, folder, _check_workdir(config, folder))
+    with errors_in_one_line(folder), writable(folder) as own_folder:
+        return _run(config, folder, own_folder, _check_workdir(config, folder))
 
 
-def _run(config: ConfigDict, folder: Path, longer: dict[str, tuple[Any, Any]]) -> int:
+def _run(config: ConfigDict, workdir: Path, folder: Path, longer: dict[str, tuple[Any, Any]]) -> int:
     """Does what `train` says, in a workdir that no other process writes to.
 
     Args:
       config: of the run.
-      folder: the workdir.
-      longer: by what this run is longer than the one in it (see `cnn_jax.config.check_same`).
+      workdir: of the run.
+      folder: where this process writes (see `cnn_jax.workdir.lock.writable`).
+      longer: by what this run is longer than the one in the workdir (see `cnn_jax.config.check_same`).
     """
     watch = Stopwatch()
-    experiment = Experiment(config, data.load(config.data), features_folder(config, folder))
+    experiment = Experiment(config, data.load(config.data), features_folder(config, workdir))
+    check_same("run", lambda: [experiment.metadata, str(workdir)])
 
     def difference(metadata: dict[str, Any]) -> str:
         return config_lib.difference(config.to_dict(), metadata["config"])
 
-    opened = Checkpoints(folder / CHECKPOINT_FOLDER, experiment.metadata, difference)
+    opened = Checkpoints(workdir / CHECKPOINT_FOLDER, experiment.metadata, difference)
     with Interrupt() as interrupt, opened as checkpoints:
         with watch.measure("initialise"):
             # 1. This run's last checkpoint. 2. Another run's. 3. Pretrained weights. 4. Random weights.
@@ -100,8 +104,7 @@ def _run(config: ConfigDict, folder: Path, longer: dict[str, tuple[Any, Any]]) -
                 ) from None
             except Stopped:
                 report.say("Stopped; the features so far are kept: the same command resumes from there.")
-        assert interrupt.signal  # nothing else stops a run
-        return 128 + interrupt.signal
+        return 128 + (interrupt.signal or signal.SIGTERM)  # which another process received
 
 
 def _train(
@@ -114,10 +117,10 @@ def _train(
 ) -> tuple[int, TrainState]:
     """Trains from step `now` to the end or until stopped; returns the last step, which is saved, and its state.
 
-    While the device trains a chunk, the metrics of the previous one are fetched.
+    While the device trains a chunk, the metrics of the previous one are fetched, and the last checkpoint is written.
     """
-    plan, score = experiment.plan, None
-    schedule = _SaveSchedule(experiment.config.checkpoint, plan.total_steps, now)
+    plan, keys, score = experiment.plan, experiment.keys, None
+    schedule = _SaveSchedule(experiment.config.checkpoint, plan.total_steps, now, Consensus(experiment.place))
     for phase in experiment.phases_from(now):
         if report.interrupted() or report.ended(now):
             break
@@ -125,14 +128,17 @@ def _train(
         pipeline = experiment.pipeline(phase, state.variables)
         if now and now == phase.start:
             state = phase.restart(state)
+        if experiment.config.warm_up:
+            with report.watch.measure("warm-up"):
+                experiment.warm_up(phase, state, pipeline, now)
         for chunk in plan.chunks(now, phase.stop):
             if report.interrupted() or (score is not None and report.ended(now)):
                 break
             with report.watch.measure("train"), report.profile(chunk) as wait_for:
                 rows = pipeline.rows(*chunk)
                 with jax.transfer_guard("disallow"):  # the step itself moves nothing between host and device
-                    sharpness = phase.sharpness(chunk, state, rows, pipeline.shared, experiment.keys)
-                    state, metrics = phase.train(state, rows, pipeline.shared, experiment.keys, plan.longest_chunk)
+                    sharpness = phase.sharpness(chunk, state, rows, pipeline.shared, keys)
+                    state, metrics = phase.train(state, rows, pipeline.shared, keys, phase.longest_chunk)
                 wait_for(state)
                 # Fetches the previous chunk's metrics.
                 recorder.train(chunk, metrics, phase.rate(chunk.stop - 1), sharpness)
@@ -143,25 +149,26 @@ def _train(
             if epoch:
                 score = report.validate(state, now, epoch)
             if save:
-                checkpoints.save(now, state.items, score)
+                checkpoints.save(now, state.items, score, wait=False)
                 schedule.saved(now)
     if now > schedule.last:  # stopped since the last checkpoint
         recorder.flush()
         checkpoints.save(now, state.items, score)
+    checkpoints.wait()
     return now, state
 
 
 class _SaveSchedule:
     """When checkpoints are due: after a number of epochs or minutes, and at the end."""
 
-    def __init__(self, config: Any, total_steps: int, first_step: int):
-        self._config, self._total = config, total_steps
+    def __init__(self, config: Any, total_steps: int, first_step: int, agree: Consensus):
+        self._config, self._total, self._agree = config, total_steps, agree
         self.saved(first_step)
 
     def due(self, step: int, epoch: int | None) -> bool:
         """Whether to save after a step, which may be the end of an epoch."""
         minutes = (time.monotonic() - self._time) / 60
-        overdue = 0 < self._config.minutes < minutes
+        overdue = self._config.minutes > 0 and self._agree(self._config.minutes < minutes)
         return step == self._total or overdue or bool(epoch and epoch % self._config.epochs == 0)
 
     def saved(self, step: int) -> None:
@@ -184,19 +191,23 @@ class _Report:
         self._experiment, self._recorder, self._folder = experiment, recorder, folder
         self._total, self._interrupt, self._start = experiment.plan.total_steps, interrupt, start
         self.watch, self.say = watch, recorder.progress.say
-        self._explained = False
+        self._explained, self._any_interrupted = False, Consensus(experiment.place)
         self._finished = self.ended(start)  # by an earlier process, which may not have scored the test split
 
     def interrupted(self) -> bool:
-        """Whether a signal has asked to stop."""
-        return self._interrupt.signal is not None
+        """Whether a signal has asked a process to stop; see `cnn_jax.parallel.distributed.Consensus`."""
+        return self._any_interrupted(self._interrupt.signal is not None)
+
+    def _stop(self) -> bool:
+        """Whether to stop before training; several processes do so once they train, because each is elsewhere."""
+        return self._interrupt.signal is not None and is_alone()
 
     def ended(self, step: int) -> bool:
         """Whether the run ends at a step that has been trained and scored: its last one, or by early stopping."""
         config, last = self._experiment.config, self._experiment.phases[-1]
         if step == self._total or not config.early_stopping.patience:
             return step == self._total
-        return early_stopping.triggered(config, read_metrics(self._folder), last.start, step)
+        return early_stopping.triggered(config, read_metrics(self._folder), last.begin, step)
 
     def begin(self, state: TrainState, longer: dict[str, tuple[Any, Any]]) -> None:
         """Says what is going to be trained or resumed, and records the provenance of the steps to come.
@@ -234,7 +245,7 @@ class _Report:
             if slow:
                 progress.stop()  # the features have a bar of their own
             for split in splits:
-                jax.block_until_ready(self._experiment.arrays(phase, state.variables, split, self.interrupted))
+                jax.block_until_ready(self._experiment.arrays(phase, state.variables, split, self._stop))
             if slow:
                 progress.start()
 

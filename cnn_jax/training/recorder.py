@@ -8,6 +8,7 @@ from typing import Any
 import jax
 from clu import metrics as clu_metrics
 
+from cnn_jax.parallel.distributed import is_primary
 from cnn_jax.training.experiment import Experiment
 from cnn_jax.training.plan import Chunk
 from cnn_jax.training.step import SKIPPED
@@ -50,7 +51,8 @@ class Recorder:
         """
         plan, config = experiment.plan, experiment.config
         self._plan, self._fetch, self._on_nan = plan, experiment.fetch, config.on_nan
-        self.summaries = Summaries(workdir, config.tensorboard, config.loggers, first_step)
+        loggers = (config.tensorboard, config.loggers) if is_primary() else ("off", ())
+        self.summaries = Summaries(workdir, *loggers, first_step)
         self.progress = Progress(plan.total_steps, plan.epochs, plan.batch_size * config.seeds, first_step)
         self._of_epoch = self._since_last_epoch(read_metrics(workdir), first_step)
         self._pending: tuple[Chunk, dict[str, jax.Array], float] | None = None

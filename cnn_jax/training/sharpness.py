@@ -48,8 +48,8 @@ class Sharpness:
           every: the steps from one measurement to the next; 0 for none.
         """
         self._step, self._batch, self._every = step, batch, every
-        self._begin = place.jit_per_seed(self._zeros)
-        self._iterate = Chunk(self._iteration, place)
+        self.begin = place.jit_per_seed(self._zeros)
+        self.chunk = Chunk(self._iteration, place)
 
     def __call__(self, steps: tuple[int, int], state: TrainState, rows: PyTree, shared: PyTree, keys: PyTree) -> dict:
         """Returns the sharpness by its name, where one of the steps is due; does not wait.
@@ -65,7 +65,7 @@ class Sharpness:
         if not self._every or -start % self._every >= stop - start:
             return {}
         rows = jax.tree.map(lambda x: np.repeat(x[:1], ITERATIONS + 1, axis=0), rows)
-        (_, sharpness), _ = self._iterate(self._begin(state), rows, shared, (state, keys))
+        (_, sharpness), _ = self.chunk(self.begin(state), rows, shared, (state, keys))
         return {"sharpness": sharpness}
 
     def _zeros(self, state: TrainState) -> tuple[PyTree, Array]:

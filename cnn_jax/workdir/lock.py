@@ -1,20 +1,53 @@
 """Lock of a workdir: one process at a time writes to it."""
 
+import contextlib
 import json
 import os
+import shutil
 import socket
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from cnn_jax.errors import UserError
+from cnn_jax.parallel.distributed import check_same, is_primary
 from cnn_jax.utils import files
-from cnn_jax.workdir.layout import LOCK_FILE
+from cnn_jax.workdir.layout import LOCK_FILE, METRICS_FILE
+
+_PATIENCE = 30.0  # seconds that a network file system may take to show what another host has written
 
 try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None
+
+
+@contextlib.contextmanager
+def writable(workdir: Path) -> Iterator[Path]:
+    """Yields the folder in which this process writes records and what else it has to say of a run.
+
+    That is the workdir itself, locked, for the first or only process of a run. Others have the same numbers to write:
+    they get a temporary folder with the records so far, which early stopping reads.
+
+    Raises:
+      UserError: see `Lock.__enter__`; or not all processes see the same workdir.
+    """
+
+    def owner():
+        return (workdir / LOCK_FILE).read_text() if (workdir / LOCK_FILE).exists() else ""
+
+    if is_primary():
+        with Lock(workdir):
+            check_same("workdir", owner)
+            yield workdir
+        return
+    check_same("workdir", owner, _PATIENCE)
+    with tempfile.TemporaryDirectory(prefix="cnn_jax-", ignore_cleanup_errors=True) as folder:
+        if (workdir / METRICS_FILE).exists():
+            shutil.copy(workdir / METRICS_FILE, folder)
+        yield Path(folder)
 
 
 class Lock:
@@ -77,6 +110,7 @@ class Lock:
             self._file.truncate(0)
             self._file.write(json.dumps(here | {"start": time.strftime("%Y-%m-%d %H:%M:%S%z")}) + "\n")
             self._file.flush()
+            os.fsync(self._file.fileno())  # so that other hosts see it
         except OSError as error:
             raise UserError(
                 f"Cannot write to --workdir={self._workdir}: {error.strerror}. Free space there, or take another one."

@@ -49,6 +49,9 @@ def test_a_cpu_is_one_device_unless_the_configuration_says_otherwise():
     spread = Placement.from_config(make_config(seeds=4, mesh__seed=2, mesh__data=2))
     assert dict(spread.mesh.shape) == {"seed": 2, "data": 2}
     assert spread.layout == {"steps": "loop", "seeds": "devices", "mesh": "data 2"}
+    as_on_a_gpu = Placement.from_config(make_config(seeds=4, mesh__steps="scan"))
+    assert as_on_a_gpu.layout == {"steps": "scan", "seeds": "vmap"}
+    assert Placement.from_config(make_config(mesh__steps="loop")) == Placement.from_config(make_config())
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,11 @@
 """What is kept, what is restored, and what happens when a disk lies."""
 
+import errno
 import json
 import math
 import os
 import shutil
+import threading
 from pathlib import Path
 
 import jax
@@ -70,6 +72,61 @@ def test_the_latest_and_the_best_are_kept(tmp_path):
             assert checkpoints.latest_step == step
         assert checkpoints.best_step == 2
         assert steps_of(tmp_path) == [2, 6, 7]
+
+
+def test_a_step_is_written_while_its_buffers_are_used_again(tmp_path, monkeypatch):
+    """A thread writes it; until then readers see the step before, and what comes next waits."""
+    step = jax.jit(lambda items: jax.tree.map(lambda x: x + 1, items), donate_argnums=0)
+    go, write = threading.Event(), manifest.write
+
+    def late(*arguments):
+        assert go.wait(60)
+        write(*arguments)
+
+    records = tmp_path / "metrics.jsonl"
+    records.write_text("1\n")
+    directory = tmp_path / "checkpoints"
+    with Checkpoints(directory, METADATA) as checkpoints:
+        checkpoints.save(1, make_items(1), wait=False)
+        assert checkpoints.latest_step == 1
+        monkeypatch.setattr(manifest, "write", late)
+        items = make_items(2)
+        checkpoints.save(2, items, 0.5, wait=False)
+        assert steps_of(directory) == [1]
+        step(items)
+        records.write_text("1\n2\n")
+        go.set()
+        assert checkpoints.latest_step == 2
+        assert_equal(checkpoints.restore(target)[1], make_items(2))
+        checkpoints.save(3, make_items(3), wait=False)
+    assert steps_of(directory) == [2, 3]
+    assert json.loads((directory / "2" / "manifest.json").read_text())["records"]["size"] == 2
+    assert not manifest.records_changed(directory / "2", records)
+
+
+@pytest.mark.parametrize("then", ["wait", "save", "restore", "latest_step", "leave"])
+def test_an_error_in_the_thread_is_raised_by_what_follows(tmp_path, monkeypatch, then):
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "disk")
+
+    def fail():
+        with Checkpoints(tmp_path, METADATA) as checkpoints:
+            checkpoints.save(1, make_items(1))
+            monkeypatch.setattr(manifest, "write", full)
+            checkpoints.save(2, make_items(2), wait=False)
+            match then:
+                case "wait":
+                    checkpoints.wait()
+                case "save":
+                    checkpoints.save(3, make_items(3), wait=False)
+                case "restore":
+                    checkpoints.restore(target)
+                case "latest_step":
+                    assert checkpoints.latest_step
+
+    with pytest.raises(UserError, match=r"^disk: No space left on device\."):
+        fail()
+    assert [path.name for path in tmp_path.iterdir()] == ["1"]
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="finds out there which files are synced")
