@@ -136,6 +136,25 @@ KEYS = {
         ),
         "split_seed": Key(0, SEED, "decides which images are held out for validation and which subset is used"),
         "image_size": Key(32, whole(0), "side in pixels to which images are resized on the device; 0: as stored"),
+        "stream": Key(
+            "auto",
+            one_of("auto", "always", "never"),
+            "decode images while the network trains, instead of holding all in memory; auto: if they need more than "
+            "data.memory",
+            changes_numbers=False,
+        ),
+        "memory": Key(
+            0.0,
+            number(0),
+            "gigabytes of decoded images up to which all are held in memory; 0: a quarter of the machine's",
+            changes_numbers=False,
+        ),
+        "on_bad_image": Key(
+            "stop",
+            one_of("stop", "skip"),
+            "when an image cannot be read: stop and name it, or train on the next one instead and count it",
+            changes_numbers=False,  # it does, but only where there is no run otherwise
+        ),
         "mean": Key(
             (0.0, 0.0, 0.0),
             or_empty(tuple_of(number(), 3), "the network's own"),

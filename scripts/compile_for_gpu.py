@@ -50,7 +50,7 @@ from jax.experimental import topologies  # noqa: E402
 from cnn_jax import config as config_lib  # noqa: E402
 from cnn_jax import rng  # noqa: E402
 from cnn_jax.data.order import Order  # noqa: E402
-from cnn_jax.data.pipeline import Resident  # noqa: E402
+from cnn_jax.data.pipeline import Pipeline, Resident  # noqa: E402
 from cnn_jax.data.splits import ArraySource, Dataset, Split  # noqa: E402
 from cnn_jax.parallel.placement import Placement  # noqa: E402
 from cnn_jax.training.experiment import Experiment  # noqa: E402
@@ -99,6 +99,8 @@ class Run:
 
     def __init__(self, stage: str, devices: Any, **changes: Any):
         """Takes keys of the configuration, with __ for the dots."""
+        if stage == "speedrun":  # as scripts/speedrun.py runs it
+            changes = {"steps_per_call": 1_000_000} | changes
         config = config_lib.load(ROOT / "configs" / f"{stage}.py")
         config.update_from_flattened_dict({key.replace("__", "."): value for key, value in changes.items()})
         config_lib.validate(config)
@@ -120,7 +122,7 @@ class Run:
         run, of = self.experiment, self.experiment.phases[phase]
         shared: Any = self.examples("train", of.on_features)
         order = Order(run.plan.num_examples, run.plan.batch_size)
-        rows = Resident(shared, order, run.seeds).rows(*next(run.plan.chunks(of.start, of.stop)))
+        rows = Pipeline(Resident(shared), order, run.seeds).rows(*next(run.plan.chunks(of.start, of.stop)))
         keys = self.place.abstract(lambda: rng.root(0))
         arguments = of.train.abstract(run.target(of.stop), rows, shared, keys, of.longest_chunk)
         return of.train.program, arguments

@@ -30,7 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cnn_jax import config as config_lib
-from cnn_jax.data.pipeline import Resident
+from cnn_jax.data.pipeline import gather
 from cnn_jax.data.splits import ArraySource, Dataset, Split
 from cnn_jax.parallel.placement import Placement
 from cnn_jax.parallel.steps import Chunk
@@ -60,7 +60,7 @@ def make_experiment(config, place, dispatched):
 
     experiment = Experiment(config, Dataset("random", names, *map(split, (45_000, 5_000, 10_000))), place=place)
     (phase,) = experiment.phases
-    chunk = Chunk(empty(on_rows(phase.step, Resident.batch)), place)
+    chunk = Chunk(empty(on_rows(phase.step)), place)
 
     def train(*arguments):
         dispatched.append((time.perf_counter(), time.thread_time()))
@@ -69,7 +69,7 @@ def make_experiment(config, place, dispatched):
     scoring = EvalStep(phase.step.model, phase.step.inputs)
 
     def score(state, row, arrays, variables):
-        return state, scoring(variables, Resident.batch(row, arrays))
+        return state, scoring(variables, gather(row, arrays))
 
     phase.evaluate.chunk = Chunk(empty(score), place, seed_rows=False)
     experiment.phases = [dataclasses.replace(phase, train=train)]

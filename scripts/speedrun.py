@@ -57,11 +57,11 @@ class Scorer:
     def __call__(self, state: TrainState) -> dict[str, float]:
         """Returns both accuracies, and the seconds of each evaluation."""
         experiment = self._experiment
-        arrays = experiment.arrays(self._phase, state.variables, "test")
+        examples = experiment.examples(self._phase, state.variables, "test")
         begin = time.perf_counter()
-        plain = experiment.fetch(self._plain(state.variables, arrays))["accuracy"]
+        plain = experiment.fetch(self._plain(state.variables, examples))["accuracy"]
         between = time.perf_counter()
-        augmented = experiment.fetch(self._phase.evaluate(state.variables, arrays))["accuracy"]
+        augmented = experiment.fetch(self._phase.evaluate(state.variables, examples))["accuracy"]
         return {
             "accuracy": augmented,
             "accuracy_without_tta": plain,
@@ -95,7 +95,7 @@ def main() -> None:
         parser.error(f"unknown arguments: {' '.join(others)}")
     changes = dict(text.removeprefix("--config.").split("=", 1) for text in others)
     try:
-        config = config_lib.load(options.stage, {"data.validation": "0"} | changes)
+        config = config_lib.load(options.stage, {"data.validation": "0", "steps_per_call": "1000000"} | changes)
         config_lib.validate(config)
         experiment = Experiment(config, data.load(config.data))
     except UserError as error:

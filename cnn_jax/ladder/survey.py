@@ -123,7 +123,7 @@ def _measure(values: dict[str, Any], began: float) -> Cost:
             own_epochs = in_run[phase.begin] * (phase.stop - phase.start) / lengths[phase.begin]
             if experiment.must_compute_features(phase, "train"):
                 begin = time.perf_counter()
-                jax.block_until_ready(experiment.arrays(phase, state.variables, "train"))
+                jax.block_until_ready(experiment.examples(phase, state.variables, "train").shared)
                 measured += time.perf_counter() - begin
                 seconds += measured / len(small["train"]) * sum(images.values())
             step, state, _ = experiment.train_chunk(state, phase.start)  # compiles

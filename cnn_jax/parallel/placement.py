@@ -173,6 +173,23 @@ class Placement:
             return jax.device_put(tree, sharding)
         return jax.tree.map(lambda x: _put_part(x, sharding), tree)
 
+    def put_part(self, tree: PyTree, sharding: NamedSharding) -> PyTree:
+        """Returns global arrays of which this process holds the part `part` of the batch."""
+        with jax.transfer_guard("allow"):  # as `jax.device_put` is: it is asked for
+            return jax.make_array_from_process_local_data(sharding, tree)
+
+    def part(self, batch_size: int) -> slice:
+        """Returns which examples of a batch the devices of this process take: all where there is one process."""
+        indices = self.rows(steps=False, seeds=False).addressable_devices_indices_map((batch_size,)).values()
+        starts, stops, _ = zip(*(index[0].indices(batch_size) for index in indices if index))
+        return slice(min(starts), max(stops))
+
+    @property
+    def room(self) -> float:
+        """The bytes of images that the devices can hold beside the rest: half of their memory; a CPU does not say."""
+        share = self.data if self.images != "replicate" else 1
+        return share * self._memory / 2
+
     def put_examples(self, examples: dict[str, np.ndarray]) -> dict[str, jax.Array]:
         """Returns the examples of a split on the devices: all on each, or the images or features spread by rows.
 
@@ -190,8 +207,12 @@ class Placement:
     def _must_shard(self, size: int) -> bool:
         if self.images != "auto":
             return self.images == "shard"
-        memory = (self.mesh.local_devices[0].memory_stats() or {}).get("bytes_limit", math.inf)  # a CPU does not say
-        return size > memory / 2
+        return size > self._memory / 2
+
+    @property
+    def _memory(self) -> float:
+        """The bytes of memory of a device, as far as JAX may use them; a CPU does not say."""
+        return (self.mesh.local_devices[0].memory_stats() or {}).get("bytes_limit", math.inf)
 
     def abstract(self, function: Callable[..., PyTree], *arguments: Any) -> PyTree:
         """Returns shapes, types and shardings of what `function` returns for one seed, with the seed axis added."""

@@ -16,10 +16,10 @@ from ml_collections import ConfigDict
 
 from cnn_jax import models, rng
 from cnn_jax.data.order import Order
-from cnn_jax.data.pipeline import Resident, Splits
+from cnn_jax.data.pipeline import Examples, Pipeline, Splits
 from cnn_jax.data.splits import Dataset, balanced_weights
 from cnn_jax.errors import UserError
-from cnn_jax.models.protocols import TransferNetwork
+from cnn_jax.models.protocols import InitialisedFromImages, TransferNetwork
 from cnn_jax.parallel.placement import Placement
 from cnn_jax.training import early_stopping
 from cnn_jax.training.feature_cache import FeatureCache
@@ -56,7 +56,7 @@ class Experiment:
     def __init__(
         self, config: ConfigDict, dataset: Dataset, features: Path | None = None, place: Placement | None = None
     ):
-        """Reads the training and validation images; compiles when it is first used.
+        """Reads the training and validation images, unless they are streamed; compiles when it is first used.
 
         Args:
           config: valid (see `cnn_jax.config.validate`).
@@ -67,11 +67,17 @@ class Experiment:
         self.config = config
         self.place = place or Placement.from_config(config)
         early_stopping.check(config, len(dataset.validation))
-        self.splits = Splits(dataset, self.place)
+        self.splits = Splits(
+            dataset,
+            self.place,
+            stream=config.data.stream,
+            memory=config.data.memory,
+            skip=config.data.on_bad_image == "skip",
+        )
         self.model = models.build(config.model, len(dataset.class_names), config.dtype)
         self.preprocess = Preprocessing.from_config(config.data, **models.normalisation(config.model))
-        stored = self.splits.host("train")["image"]
-        self.image_size = jax.eval_shape(self.preprocess, stored[:1]).shape[1:3]
+        stored = self.splits.first(1)
+        self.image_size = jax.eval_shape(self.preprocess, stored).shape[1:3]
         self.plan = Plan(
             len(dataset.train),
             config.batch_size,
@@ -147,7 +153,8 @@ class Experiment:
         Raises:
           UserError: the other run or the weights of a backbone cannot be had.
         """
-        variables = self.initializer(self.seeds, self.splits.host("train")["image"])
+        count = self.model.init_images if isinstance(self.model, InitialisedFromImages) else 0
+        variables = self.initializer(self.seeds, self.splits.first(count))
         if self.config.init_from:
             source = SourceRun.read(self.config.init_from)
             fresh = source.fresh(variables[0], self._variables_of_classes(source))
@@ -169,13 +176,13 @@ class Experiment:
         return step, self.target(step).with_items(items)
 
     def must_compute_features(self, phase: Phase, *splits: str) -> bool:
-        """Whether `arrays` may take long: features of a frozen backbone that are not on the device yet."""
+        """Whether `examples` may take long: features of a frozen backbone that are not on the device yet."""
         return phase.on_features and not self.splits.has_features(*splits)
 
-    def arrays(
+    def examples(
         self, phase: Phase, variables: PyTree, split: str, stop: Callable[[], bool] = lambda: False
-    ) -> dict[str, jax.Array]:
-        """Returns a split on the device: its images, or in a phase on features what the frozen backbone computes.
+    ) -> Examples:
+        """Returns the examples of a split: images, or in a phase on features what the frozen backbone computes.
 
         Args:
           phase: which trains on the split, or whose network is scored on it.
@@ -187,15 +194,15 @@ class Experiment:
           cnn_jax.training.feature_cache.Stopped: `stop` said so; the features so far are on disk.
         """
         if not phase.on_features:
-            return self.splits.images(split)
+            return self.splits.examples(split)
         return self.splits.features(split, self._feature_cache(self.place.seed(variables), stop))
 
-    def pipeline(self, phase: Phase, variables: PyTree, stop: Callable[[], bool] = lambda: False) -> Resident:
-        """Returns what feeds the steps of a phase; see `arrays`."""
+    def pipeline(self, phase: Phase, variables: PyTree, stop: Callable[[], bool] = lambda: False) -> Pipeline:
+        """Returns what feeds the steps of a phase; see `examples`."""
         order = Order(self.plan.num_examples, self.plan.batch_size)
-        return Resident(self.arrays(phase, variables, "train", stop), order, self.seeds)
+        return Pipeline(self.examples(phase, variables, "train", stop), order, self.seeds)
 
-    def warm_up(self, phase: Phase, state: TrainState, pipeline: Resident, step: int) -> None:
+    def warm_up(self, phase: Phase, state: TrainState, pipeline: Pipeline, step: int) -> None:
         """Compiles and runs the program of a chunk, on a copy of the state that is thrown away.
 
         On a GPU the first run of a program also loads it and sets up cuDNN. It is padded to the length of the others,
@@ -223,14 +230,18 @@ class Experiment:
     def evaluate(self, variables: PyTree, split: str, step: int = 0) -> dict[str, Any]:
         """Scores the network on "train", "validation" or "test", every image once; empty where there are none.
 
+        Images that cannot be read are not scored; their number is added as "unreadable".
+
         Args:
           variables: {params, batch_stats}.
           split: which images.
           step: of `variables`: where its phase freezes the backbone, features are reused.
         """
         phase = self.phase(max(step - 1, 0))
-        arrays = self.arrays(phase, variables, split)
-        return self.fetch(phase.evaluate(variables, arrays)) if len(arrays["label"]) else {}
+        examples = self.examples(phase, variables, split)
+        if not len(examples):
+            return {}
+        return self.fetch(phase.evaluate(variables, examples)) | self.splits.count_unreadable(split)
 
     def _check_side(self, side: int) -> None:
         """Raises a `UserError` where the network cannot be trained on images of `side` x `side` pixels."""

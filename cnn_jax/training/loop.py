@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from cnn_jax import config as config_lib
 from cnn_jax import data
 from cnn_jax.data import summary
+from cnn_jax.data.pipeline import UNREADABLE
 from cnn_jax.errors import UserError
 from cnn_jax.models.summary import model_table
 from cnn_jax.parallel.distributed import Consensus, check_same, is_alone
@@ -245,7 +246,7 @@ class _Report:
             if slow:
                 progress.stop()  # the features have a bar of their own
             for split in splits:
-                jax.block_until_ready(self._experiment.arrays(phase, state.variables, split, self._stop))
+                jax.block_until_ready(self._experiment.examples(phase, state.variables, split, self._stop).shared)
             if slow:
                 progress.start()
 
@@ -305,7 +306,8 @@ class _Report:
         variables, partition = experiment.place.seed(state.variables), experiment.phases[0].step.partition
         labels = partition.labels if partition else None
         table = model_table(experiment.model, variables, experiment.image_size, labels)
-        self.say("\n".join([table, *summary.describe(experiment.splits.dataset)]))
+        skip = experiment.config.data.on_bad_image == "skip"
+        self.say("\n".join([table, *summary.describe(experiment.splits.dataset, skip), *experiment.splits.remarks]))
         self._say_duplicates(*experiment.splits.duplicates)
         if experiment.plan.steps_per_epoch < 5:
             self.say(
@@ -341,9 +343,10 @@ class _Report:
                 self.say(line)
 
     def _show_test(self, scores: dict[str, Any]) -> None:
-        images = len(self._experiment.splits.dataset.test)
-        print(f"Test split, {count(images, 'image')}, after {count(scores['epoch'], 'epoch')}:")
-        of_record = ("step", "epoch", "split", "lanes")
+        images = len(self._experiment.splits.dataset.test) - scores.get(UNREADABLE, 0)
+        unreadable = f" ({scores[UNREADABLE]} more cannot be read)" if scores.get(UNREADABLE) else ""
+        print(f"Test split, {count(images, 'image')}{unreadable}, after {count(scores['epoch'], 'epoch')}:")
+        of_record = ("step", "epoch", "split", "lanes", UNREADABLE)
         others = [name for name in scores if name not in (*NAMES, *of_record) and not name.endswith("_std")]
         for name in (*NAMES, *others):
             value = math.nan if scores[name] is None else scores[name]  # JSON has no NaN

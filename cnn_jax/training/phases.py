@@ -2,8 +2,7 @@
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import jax
 import optax
@@ -11,7 +10,7 @@ from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
 from cnn_jax import config as config_lib
-from cnn_jax.data.pipeline import Batch, Pipeline, Resident
+from cnn_jax.data.pipeline import gather
 from cnn_jax.models.protocols import Network, TransferNetwork
 from cnn_jax.models.trainable import Partition
 from cnn_jax.parallel.placement import Placement
@@ -78,7 +77,6 @@ def make_phases(
     *,
     reuse_features: bool,
     class_weights: tuple[float, ...] | None = None,
-    pipeline: type[Pipeline] = Resident,
 ) -> list[Phase]:
     """Returns the phases of a run: training and, where the configuration asks for it, fine-tuning.
 
@@ -93,7 +91,6 @@ def make_phases(
       place: how seeds and batches are laid out.
       reuse_features: whether features of a frozen backbone may be computed once instead of in every epoch.
       class_weights: factors of the training loss; None for 1 everywhere.
-      pipeline: how a row becomes a batch.
     """
     phases: list[Phase] = []
     epochs, partition = 0, None
@@ -131,9 +128,9 @@ def make_phases(
                     each,
                     learning_rate,
                     on_features,
-                    train=Chunk(on_rows(each, pipeline.batch), place),
+                    train=Chunk(on_rows(each), place),
                     evaluate=evaluate,
-                    sharpness=Sharpness(each, pipeline.batch, place, own.sharpness_every if own.diagnostics else 0),
+                    sharpness=Sharpness(each, place, own.sharpness_every if own.diagnostics else 0),
                     place=place,
                 )
             )
@@ -156,10 +153,10 @@ def parts(sides: Sequence[int], start: int, stop: int) -> Iterator[tuple[int, in
             yield side, first, last
 
 
-def on_rows(step: TrainStep, batch: Callable[[Any, Any], Batch]) -> Step:
+def on_rows(step: TrainStep) -> Step:
     """Returns a train step that takes a row of a pipeline in place of a batch."""
 
     def on_row(state, row, shared, key):
-        return step(state, batch(row, shared), key)
+        return step(state, gather(row, shared), key)
 
     return on_row

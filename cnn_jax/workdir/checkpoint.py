@@ -28,6 +28,7 @@ from cnn_jax.workdir import manifest
 from cnn_jax.workdir.disk import check_room, errors_in_one_line
 from cnn_jax.workdir.layout import CONFIG_FILE, METRICS_FILE
 from cnn_jax.workdir.manifest import Step
+from cnn_jax.workdir.provenance import other_images
 
 Items = dict[str, PyTree]  # by name: "model" and "train"
 
@@ -266,7 +267,7 @@ class Checkpoints:
             )
 
     def _check_data(self, metadata: dict[str, Any]) -> None:
-        if metadata.get(FINGERPRINT) != self._metadata.get(FINGERPRINT):
+        if other_images(metadata.get(FINGERPRINT), self._metadata.get(FINGERPRINT)):
             raise UserError(
                 f"The training images are not those that the run in {self.directory.parent} began with: bring them "
                 "back, or take another --workdir."

@@ -76,7 +76,7 @@ def test_images_spread_by_rows_are_the_same_images(dataset, devices):
     size = 12 if devices == 3 else 16
     everywhere, one, values = first_chunk(dataset, mesh__data=devices, batch_size=size)
     spread, many, others = first_chunk(dataset, mesh__data=devices, batch_size=size, mesh__images="shard")
-    images = spread.splits.images("train")["image"]
+    images = spread.splits.examples("train").shared["image"]
     assert images.addressable_shards[0].data.shape[0] == -(-200 // devices)
     np.testing.assert_array_equal(np.asarray(images)[:200], everywhere.splits.host("train")["image"])
     assert_close(one.variables, many.variables)
