@@ -100,6 +100,7 @@ def test_the_temperature_is_of_the_validation_split(classifier, tmp_path):
     assert result["temperature"] == scores.fit_temperature(dataset.predict(classifier, validation), validation.labels)
     calibrated = scores.calibrate(log_probs, result["temperature"])
     assert result["calibrated"]["loss"] == pytest.approx(scores.loss(calibrated, test.labels))
+    assert ("    temperature", "none: no mistakes to fit it to") in results.rows(result | {"temperature": 1.0})
     config = classifier.metadata["config"]
     none = classifier.metadata | {"config": config | {"data": config["data"] | {"validation": 0}}}
     result = results.measure(dataclasses.replace(classifier, metadata=none), test, log_probs, tmp_path)

@@ -12,7 +12,7 @@ from cnn_jax.errors import UserError
 from cnn_jax.evaluation import dataset, scores
 from cnn_jax.evaluation.dataset import Examples
 from cnn_jax.inference import Classifier, seeds
-from cnn_jax.inference.calibration import ALL_RIGHT, Calibration
+from cnn_jax.inference.calibration import Calibration
 from cnn_jax.inference.calibration import read as read_calibration
 from cnn_jax.utils import files, tables, text
 from cnn_jax.workdir.layout import EVALUATION_FILE
@@ -167,7 +167,7 @@ def rows(result: dict[str, Any]) -> list[tuple[str, str]]:
     low, high = result["accuracy_interval"]
     shown.insert(1, ("    95% confidence interval", f"{low:.2%} to {high:.2%}"))
     if result["temperature"] == 1:
-        shown.append(("    temperature", f"none: {ALL_RIGHT}"))
+        shown.append(("    temperature", "none: no mistakes to fit it to"))
     elif result["temperature"]:
         error, loss = (result["calibrated"][name] for name in ("expected_calibration_error", "loss"))
         shown.append((f"    with temperature {result['temperature']:.3f}", f"{error:.2%}, loss {loss:.4f}"))
