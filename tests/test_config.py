@@ -44,6 +44,7 @@ def test_what_changes_no_number():
         *("data.dir", "features.dir", "loggers", "on_nan", "profile", "steps_per_call", "tensorboard"),
         *("eval.epochs", "checkpoint.epochs", "checkpoint.minutes"),
         *("mesh.data", "mesh.seed", "mesh.images"),  # only how sums are rounded, which provenance.json records
+        *("data.stream", "data.memory", "data.on_bad_image"),
     }
 
 
