@@ -78,9 +78,10 @@ def test_csv_and_unreadable_files(exported_model, photographs, command):
     (root / "0.jpg").write_text("not an image")
     done = command("predict", f"--model={exported_model}", "--csv", str(root), str(root / "none.png"), "--top_k=1")
     assert done.returncode == 1
+    heic = "HEIC, " * images.HAS_HEIC
     assert done.stderr.splitlines() == [
-        f"Error: {root}/0.jpg: not an image that can be read (BMP, GIF, JPEG, PNG, PPM, TIFF or WebP). Replace or "
-        "remove the file.",
+        f"Error: {root}/0.jpg: not an image that can be read (BMP, GIF, {heic}JPEG, PNG, PPM, TIFF or WebP). Replace "
+        "or remove the file.",
         f"Error: {root}/none.png: no such file.",
     ]
     rows = list(csv.reader(io.StringIO(done.stdout)))

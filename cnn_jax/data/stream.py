@@ -65,7 +65,7 @@ class Reader:
         """The positions of the images that could not be read, so far."""
         return sorted(self._unreadable)
 
-    def note(self, positions: Iterable[int]) -> None:
+    def note(self, positions: Iterable[int] | Int[np.ndarray, " k"]) -> None:
         """Notes images that could not be read earlier."""
         self._unreadable.update(map(int, positions))
 

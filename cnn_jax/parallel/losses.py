@@ -4,11 +4,12 @@ JAX ends the processes of a run when one of them is lost. It cannot be asked to 
 page of C++; so this runs in a process of its own, which outlives it. It imports nothing but the standard library.
 """
 
+import io
 import re
 import signal
 import sys
 from collections.abc import Iterable
-from typing import TextIO
+from typing import IO
 
 # Of a record of absl's C++ logging: "E1127 22:55:40.843820   22503 coordination_service.cc:1549] ...".
 _RECORD = re.compile(r"([IWEF])\d{4} \d\d:\d\d:\d\d\.\d+ +\d+ ([\w.]+):\d+\] ")
@@ -26,7 +27,7 @@ def main() -> None:
     copy(sys.stdin, sys.stderr)
 
 
-def copy(lines: Iterable[str], output: TextIO) -> None:
+def copy(lines: Iterable[str], output: IO[str] | io.TextIOBase) -> None:
     """Copies lines, except for what JAX says of lost processes."""
     held, fatal = [], False
     for line in lines:

@@ -39,10 +39,10 @@ def measure(config, **place):
     for _ in range(20):
         trained, _ = one(trained, batch, key)
     rows = {name: np.asarray(value)[None] for name, value in batch.items()}
-    sharpness = Sharpness(step, lambda row, shared: row, Placement.choose(**place), every=4)
-    found = sharpness((8, 10), trained, rows, None, key)
-    assert not sharpness((9, 12), trained, rows, None, key)
-    assert not Sharpness(step, lambda row, shared: row, Placement.choose(), 0)((0, 9), trained, rows, None, key)
+    sharpness = Sharpness(step, Placement.choose(**place), every=4)
+    found = sharpness((8, 10), trained, rows, {}, key)
+    assert not sharpness((9, 12), trained, rows, {}, key)
+    assert not Sharpness(step, Placement.choose(), 0)((0, 9), trained, rows, {}, key)
     images = step.inputs.train(batch, jax.nn.one_hot(batch["label"], 10), key, state.step, 0)[0]
     flat, unravel = ravel_pytree(trained.params)
     return float(found["sharpness"]), lambda flat: plain_loss(unravel(flat), images, batch["label"]), flat

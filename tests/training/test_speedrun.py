@@ -69,7 +69,7 @@ def test_chunks_span_epochs_and_scores_come_once(finished):
     assert records[3]["loss"] < np.log(10)  # after 25 steps it knows more than nothing
     times = json.loads((finished / "times.json").read_text())
     assert times["steps"] == TOTAL
-    assert set(times["seconds"]) == {"compile", "initialise", "prepare", "train", "validation", "test"}
+    assert set(times["seconds"]) == {"compile", "initialise", "prepare", "warm-up", "train", "validation", "test"}
     assert times["seconds"]["compile"] > times["seconds"]["train"] > 0
 
 
