@@ -146,22 +146,33 @@ def evaluate(
     return done.result
 
 
-def export(workdir: StrPath, output: StrPath, *, step: int | str = "best", seed: Seed | None = None) -> Path:
-    """Writes a single-file model (network, weights and preprocessing) that `load_classifier` reads; returns its path.
+def export(
+    workdir: StrPath,
+    output: StrPath,
+    *,
+    format: str | None = None,
+    card: bool = False,
+    step: int | str = "best",
+    seed: Seed | None = None,
+) -> Path:
+    """Writes a single-file model (network, weights and preprocessing), as the command does; returns its path.
 
-    The outputs of the file are compared with those of the workdir.
+    The outputs of the file are compared with those of the workdir; those of ONNX files where onnxruntime is installed.
 
     Args:
       workdir: the folder of the run.
       output: the file, such as "model.jaxexport"; its folder must exist.
+      format: "jaxexport", "onnx" or "safetensors"; None for the one that `output` ends in, else jaxexport.
+      card: whether to write a model card in Markdown too, beside the file, with the end .md.
       step: see `evaluate`.
       seed: see `evaluate`.
 
     Raises:
-      UserError: there is no such run, checkpoint or seed, or the file cannot be written.
+      UserError: there is no such run, checkpoint, seed or format, or the file cannot be written.
     """
-    from cnn_jax.inference import exporting
+    from cnn_jax.evaluation import exports
 
     path = Path(output).expanduser()
-    exporting.write(path, load_classifier(workdir, step=step, seed=seed), "jaxexport", card={})
+    kind = exports.choose_format(path, format, card)
+    exports.export(Path(workdir).expanduser(), path, kind, card=card, step=step, seed=seed)
     return path

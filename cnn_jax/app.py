@@ -370,12 +370,11 @@ def classify(
     elif strength is not None:
         shown.append((cards.data_uri(overlay(scaled, strength)), _MAPS[network.regions][2], True))
     order = np.argsort(-probabilities, kind="stable")[:BARS]
-    temperature = f" Confidences are calibrated with temperature {fitted.temperature:.2f}." if fitted else ""
     return cards.card(
         shown,
         wording.judge(probabilities, classifier.class_names, fitted),
         [(classifier.class_names[i], float(probabilities[i])) for i in order],
-        f"Inference took {milliseconds:.1f} ms.{temperature}",
+        f"Inference took {milliseconds:.1f} ms." + (f" Confidences {fitted.about}." if fitted else ""),
     )
 
 

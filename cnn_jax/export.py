@@ -13,20 +13,19 @@ python -m cnn_jax.predict --model=model.jaxexport cat.jpg
 Keep the workdir: the model can be exported from it again. --card also writes a model card in Markdown, MODEL.md.
 """
 
-import sys
 from pathlib import Path
 from typing import Any
 
 from absl import flags
 
 from cnn_jax import cli
-from cnn_jax.errors import UserError
-
-FORMATS = ("jaxexport", "onnx", "safetensors")
+from cnn_jax.evaluation import exports
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a trained run.")
 _OUTPUT = flags.DEFINE_string("output", None, "File to write, for example model.jaxexport.")
-_FORMAT = flags.DEFINE_enum("format", None, FORMATS, "Format; by default the one that the end of --output names.")
+_FORMAT = flags.DEFINE_enum(
+    "format", None, exports.FORMATS, "Format; by default the one that the end of --output names."
+)
 _CARD = flags.DEFINE_bool("card", False, "Also write a model card in Markdown, beside the file.")
 _STEP = cli.define_step()
 _read_seed = cli.define_seed()
@@ -36,30 +35,13 @@ def main() -> None:
     """Exports a model, loads the file and compares its outputs with those of the workdir."""
     assert _WORKDIR.value and _OUTPUT.value  # required
     step, seed, output = cli.parse_step(_STEP.value), _read_seed(), Path(_OUTPUT.value).expanduser()
-    if output.is_dir():
-        raise UserError(f"--output={output} is a folder: name a file, for example {output / 'model.jaxexport'}.")
-    if not output.parent.is_dir():
-        raise UserError(f"--output={output} is in a folder that does not exist: create it, or choose another file.")
-    suffix = output.suffix.removeprefix(".")
-    kind = _FORMAT.value or (suffix if suffix in FORMATS else "jaxexport")
-    if kind == "safetensors" and suffix != kind:
-        raise UserError(
-            f"--output={output} must end in .safetensors, by which predict and the page recognise the format."
-        )
-    if kind != "safetensors" and suffix == "safetensors":
-        raise UserError(f"--output={output} ends in .safetensors, and --format is {kind}: choose another name.")
-    if _CARD.value and output.suffix == ".md":
-        raise UserError(f"--output={output} is where --card writes the model card: choose another name.")
+    kind = exports.choose_format(output, _FORMAT.value, _CARD.value)
+    workdir = Path(_WORKDIR.value).expanduser()
+    classifier, about, difference, card = exports.export(workdir, output, kind, card=_CARD.value, step=step, seed=seed)
 
-    from cnn_jax.evaluation import card as card_lib
-    from cnn_jax.inference import exporting, load_classifier, seeds
+    from cnn_jax.inference import seeds
 
-    classifier = load_classifier(_WORKDIR.value, step=step, seed=seed)
-    card = card_lib.describe(classifier, Path(_WORKDIR.value).expanduser(), sys.argv[1:])
-    about, difference = exporting.write(output, classifier, kind, card)
-    written = [f"{output}: {output.stat().st_size:,} bytes"]
-    if _CARD.value:
-        written.append(_write_card(output.with_suffix(".md"), card_lib.markdown(card, output.name)))
+    written = [f"{output}: {output.stat().st_size:,} bytes", *([str(card)] if card else [])]
     of = "" if classifier.seed is None else f", {seeds.describe(classifier.seed)}"
     print(
         f"{'; '.join(written)}, step {classifier.step}{of}, {len(classifier.class_names)} classes, {about}; "
@@ -76,21 +58,10 @@ def _comparison(difference: float | None) -> str:
 def _calibration(classifier: Any, kind: str) -> str:
     if classifier.calibration is None:
         return ""
+    if not classifier.calibration.changes:
+        return f"; its probabilities {classifier.calibration.about}"
     use = "to divide the log-probabilities by" if kind == "onnx" else "and predict and the page apply it"
     return f"; the temperature {classifier.calibration.temperature:.3f} is in the file, {use}"
-
-
-def _write_card(path: Path, text: str) -> str:
-    from cnn_jax.utils import files
-
-    try:
-        with files.replacing(path) as file:
-            file.write(text)
-    except OSError as error:
-        raise UserError(
-            f"Cannot write {path} ({error.strerror}): free space there, or choose another --output."
-        ) from None
-    return str(path)
 
 
 if __name__ == "__main__":

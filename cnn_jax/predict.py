@@ -70,11 +70,8 @@ def main(arguments: Sequence[str]) -> int:
         print(f"{classifier.source}: {seeds.describe(classifier.seed)}.", file=sys.stderr)
     calibration = classifier.calibration if _CALIBRATE.value else None
     if calibration and sys.stderr:
-        print(
-            f"Probabilities are calibrated with temperature {calibration.temperature:.3f}, fitted by evaluate on the "
-            "validation split; --nocalibrate prints the network's own.",
-            file=sys.stderr,
-        )
+        own = "; --nocalibrate prints the network's own" if calibration.changes else ""
+        print(f"Probabilities {calibration.about}{own}.", file=sys.stderr)
     unreadable = 0
     with _silent_libraries(), _Output(classifier, names) as output:
         options = {"fit": _FIT.value, "mirror": _MIRROR.value, "calibrate": _CALIBRATE.value}

@@ -7,6 +7,7 @@ take precedence.
 import ctypes
 import functools
 import hashlib
+import importlib.util
 import os
 import platform
 import re
@@ -26,6 +27,11 @@ _DEFAULT_TYPES = {"individual_dot", "individual_convolution", "reduce"}
 _WITH_REDUCTIONS = {"reduce", "dot", "eltwise"}  # the latter two also fuse the reductions that follow them
 _KNOWN = ((0, 10), (0, 12))  # versions of jaxlib that have the flag, on every platform
 
+# Which commands XLA puts into CUDA graphs, as changes to its default list. By default every convolution ends a graph,
+# so that a step of the ladder's network is a dozen graphs and dozens of single launches instead of one graph.
+_GPU_FLAG, _GPU_VALUE = "--xla_gpu_enable_command_buffer", "+CONVOLUTION"
+_GPU_KNOWN = ((0, 10), (0, 10))  # versions of jaxlib for which the flag has been compiled
+
 # glibc's names for what `mallopt` sets (malloc.h).
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -3, -4, -8
 
@@ -37,7 +43,8 @@ def prepare(keep_memory: bool = True) -> None:
     """Sets up compiler, memory and compilation cache; once JAX has started, only warns where a flag is missing.
 
     - `XLA_FLAGS` gets the flag that keeps CPU reductions correct and convolutions fast, unless it has that flag
-      already; a line on stderr warns if its value allows wrong reductions.
+      already; a line on stderr warns if its value allows wrong reductions. Where JAX is built for CUDA, it also gets
+      the flag that puts convolutions and loops into CUDA graphs, unless it has it already.
     - Freed memory is kept for the next step, or returned to the system, unless the environment configures glibc's
       malloc.
     - Programs that take more than a tenth of a second to compile are cached in `cache_folder() / "programs"`, unless
@@ -72,9 +79,15 @@ def prepare(keep_memory: bool = True) -> None:
             jax.config.update("jax_persistent_cache_min_compile_time_secs", seconds)
 
 
-def set_flags() -> None:
-    """Adds to `XLA_FLAGS` what `prepare` describes; JAX must not have been imported."""
+def set_flags(gpu: bool | None = None) -> None:
+    """Adds to `XLA_FLAGS` what `prepare` describes; JAX must not have been imported.
+
+    Args:
+      gpu: whether to add the flag for GPUs; None where JAX may find one.
+    """
     given = _given_flags()
+    if (_may_use_cuda() if gpu is None else gpu) and _GPU_FLAG not in given and _in(_GPU_KNOWN, _version()):
+        given = os.environ["XLA_FLAGS"] = f"{given} {_GPU_FLAG}={_GPU_VALUE}".strip()
     values = re.findall(rf"{_FLAG}=[\"']?([\w,+-]*)", given)
     if not values and _flag_is_known():
         os.environ["XLA_FLAGS"] = f"{given} {_FLAG}={_VALUE}".strip()
@@ -169,16 +182,31 @@ def return_memory() -> None:
 
 def _flag_is_known() -> bool:
     """Whether jaxlib has the flag: XLA ends the process at one that it does not know."""
-    try:
-        version = tuple(int(part) for part in metadata.version("jaxlib").split(".")[:2])
-    except (metadata.PackageNotFoundError, ValueError):
-        version = ()
-    if _KNOWN[0] <= version <= _KNOWN[1]:
+    if _in(_KNOWN, _version()):
         return True
     # Tried in a process of its own. It takes about a second: once a version has been tested, extend _KNOWN.
     trial = [sys.executable, "-c", "import jax; jax.devices()"]
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"{_FLAG}={_VALUE}"}
     return subprocess.run(trial, env=environment, capture_output=True).returncode == 0
+
+
+def _version() -> tuple[int, ...]:
+    """Returns the first two numbers of the version of jaxlib, as far as it has them."""
+    try:
+        return tuple(int(part) for part in metadata.version("jaxlib").split(".")[:2])
+    except (metadata.PackageNotFoundError, ValueError):
+        return ()
+
+
+def _in(known: tuple[tuple[int, ...], tuple[int, ...]], version: tuple[int, ...]) -> bool:
+    return known[0] <= version <= known[1]
+
+
+def _may_use_cuda() -> bool:
+    """Whether JAX is built for CUDA and may use it; whether there is a GPU, JAX finds out when it starts."""
+    platforms = os.environ.get("JAX_PLATFORMS", "")
+    allowed = not platforms or bool({"cuda", "gpu"} & set(platforms.lower().split(",")))
+    return allowed and any(importlib.util.find_spec(f"jax_cuda{number}_plugin") for number in (12, 13))
 
 
 def _machine() -> str:

@@ -53,11 +53,26 @@ KEYS = {
             "whether each device holds all images or a part; auto: all, if they take at most half of its memory",
             changes_numbers=False,
         ),
+        "steps": Key(
+            "auto",
+            one_of("auto", "scan", "loop"),
+            "whether the steps between two checks are one program or a call each; auto: on a CPU a call each",
+            changes_numbers=False,
+        ),
     },
     "dtype": Key(
         "float32", one_of("float32", "bfloat16"), "type that layers compute in; parameters are float32 in any case"
     ),
     "label_smoothing": Key(0.0, SHARE, "share of each target that is spread evenly over all classes"),
+    "deterministic": Key(
+        False, BOOLEAN, "on a GPU, use only kernels that give the same bits each time: a repeated run is then identical"
+    ),
+    "warm_up": Key(
+        False,
+        BOOLEAN,
+        "before training is timed, run its program once on a state that is thrown away; reported apart",
+        changes_numbers=False,
+    ),
     "on_nan": Key(
         "stop",
         one_of("stop", "skip", "continue"),
@@ -72,7 +87,7 @@ KEYS = {
         False, BOOLEAN, "record gradients, weights, updates, activations and dead ReLUs per layer, and the sharpness"
     ),
     "sharpness_every": Key(
-        500,
+        2500,
         whole(0),
         "with diagnostics, steps between measurements of the largest eigenvalue of the loss's Hessian; 0: none",
     ),
@@ -121,6 +136,25 @@ KEYS = {
         ),
         "split_seed": Key(0, SEED, "decides which images are held out for validation and which subset is used"),
         "image_size": Key(32, whole(0), "side in pixels to which images are resized on the device; 0: as stored"),
+        "stream": Key(
+            "auto",
+            one_of("auto", "always", "never"),
+            "decode images while the network trains, instead of holding all in memory; auto: if they need more than "
+            "data.memory",
+            changes_numbers=False,
+        ),
+        "memory": Key(
+            0.0,
+            number(0),
+            "gigabytes of decoded images up to which all are held in memory; 0: a quarter of the machine's",
+            changes_numbers=False,
+        ),
+        "on_bad_image": Key(
+            "stop",
+            one_of("stop", "skip"),
+            "when an image cannot be read: stop and name it, or train on the next one instead and count it",
+            changes_numbers=False,  # it does, but only where there is no run otherwise
+        ),
         "mean": Key(
             (0.0, 0.0, 0.0),
             or_empty(tuple_of(number(), 3), "the network's own"),
@@ -167,6 +201,7 @@ KEYS = {
         "muon": {  # see cnn_jax/training/muon.py
             "momentum": Key(0.95, SHARE, "momentum of convolutions, in place of optimizer.momentum"),
             "steps": Key(5, whole(1), "iterations that make an update orthogonal"),
+            "batched": Key(False, BOOLEAN, "compute the updates of all kernels as one batch, which is for GPUs"),
             "keep_norms": Key(False, BOOLEAN, "keep the norm of each kernel constant; for networks with BatchNorm"),
         },
     },
@@ -199,6 +234,11 @@ KEYS = {
         "crop_padding": Key(0, whole(0), "pixels of padding before a random crop"),
         "crop_mode": Key("constant", one_of("constant", "reflect"), "how a random crop is padded"),
         "cutout": Key(0, whole(0), "side in pixels of a square that is covered; 0: none"),
+        "sides": Key(
+            (),
+            tuple_of(whole(1)),
+            "sides in pixels to which augmented images are resized in equal parts of a phase, such as (24, 28, 32)",
+        ),
         "mixup": Key(0.0, number(0), "blend pairs of images and labels: parameter of the Beta distribution; 0: off"),
         "cutmix": Key(0.0, number(0), "paste a patch of another image, and mix the labels; like mixup"),
     },

@@ -2,7 +2,8 @@
 
     python scripts/benchmark.py [--gpu] [--quick] [--kinds=train32,infer] [--also-python=PYTHON] [--output=FILE.json]
 
-The peers are installed by `pip install -e '.[bench]'`; those that are missing or fail are left out and named.
+The peers are installed by `pip install -e '.[bench]'`; those that are missing or fail are left out and named. The file
+is written after every kind of work.
 `--also-python` also measures cnn_jax in another interpreter, for example one with another version of JAX; it must have
 the requirements of cnn_jax. First, all are verified to be the same network: the same number of parameters, and the same
 loss on the same weights and images. Then they are timed alternately (A B C A B C ...), each in a process of its own, so
@@ -32,16 +33,18 @@ sys.path.insert(0, str(HERE.parent))
 
 # Without JAX, and without `runtime.prepare`, whose environment variables would reach the peers.
 from cnn_jax import runtime  # noqa: E402
+from cnn_jax.utils import files  # noqa: E402
 from cnn_jax.utils.source import revision  # noqa: E402
 from cnn_jax.workdir.layout import METRICS_FILE  # noqa: E402
 
 
 class Contender(NamedTuple):
-    """A script in `scripts/peers`, its `--variant`, and the interpreter that runs it."""
+    """A script in `scripts/peers`, its `--variant`, the interpreter that runs it, and what its environment adds."""
 
     module: str
     variant: str
     python: str = sys.executable
+    environment: tuple[tuple[str, str], ...] = ()
 
     @property
     def caches(self) -> bool:
@@ -56,7 +59,14 @@ CPU = {"ours": Contender("ours", "")} | {
 }
 GPU = {f"ours {v}": Contender("ours", v) for v in ("float32", "bfloat16")} | {
     f"PyTorch {v}": Contender("torch_cnn", v)
-    for v in ("channels-last", "default", "channels-last-compile", "channels-last-compile-bfloat16")
+    for v in (
+        "channels-last",
+        "default",
+        "channels-last-compile",
+        "channels-last-compile-reduce-overhead",  # with CUDA graphs
+        "channels-last-compile-bfloat16",
+        "channels-last-compile-reduce-overhead-bfloat16",
+    )
 }
 KERAS = {f"Keras {v}": Contender("keras_cnn", v) for v in ("fit", "train_on_batch")}
 WORK = {f"train{batch}": ("train", batch) for batch in (32, 128, 512)} | {"infer": ("infer", 256)}
@@ -86,7 +96,9 @@ class Worker:
             stdout=subprocess.PIPE,
             stderr=self._errors,
             text=True,
-            env=environment | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "TF_FORCE_GPU_ALLOW_GROWTH": "true"},
+            env=environment
+            | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "TF_FORCE_GPU_ALLOW_GROWTH": "true"}
+            | dict(contender.environment),
         )
 
     def __enter__(self) -> "Worker":
@@ -322,6 +334,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help=f"fewer rounds; --kinds={','.join(QUICK)}")
     parser.add_argument("--kinds", help=f"kinds of work to measure, from {','.join(KINDS)}")
     parser.add_argument("--rounds", type=int, help="rounds; by default 9, or 5 with --quick")
+    parser.add_argument("--images", type=int, help="images per round; by default 512, or 51,200 with --gpu")
     parser.add_argument("--only", default="", help="measure only peers whose name contains this")
     parser.add_argument(
         "--also-python", action="append", default=[], help="another interpreter in which to measure cnn_jax"
@@ -343,8 +356,13 @@ def main() -> None:
         needs = ", ".join(sorted(set(missing.values())))
         print(f"Left out, because not installed: {needs} (pip install -e '.[bench]').")
     contenders = {name: contender for name, contender in contenders.items() if name not in missing}
-    rounds, failed = options.rounds or (5 if options.quick else 9), {}
+    rounds = options.rounds or (5 if options.quick else 9)
+    failed = {name: f"{needed} is not installed" for name, needed in missing.items()}
     result = {"machine": machine(device, options.also_python), "failed": failed, "work": {}, "first_step": {}}
+
+    def write() -> None:
+        with files.replacing(options.output) as file:
+            file.write(json.dumps(result, indent=1) + "\n")
 
     def running() -> dict[str, Contender]:
         return {name: contender for name, contender in contenders.items() if name not in failed}
@@ -354,15 +372,16 @@ def main() -> None:
         print(json.dumps(result, indent=1), flush=True)
         for what, batch in (WORK[kind] for kind in kinds if kind in WORK):
             print(f"{what}, batch {batch} ...", flush=True)
-            images = 51_200 if options.gpu else 512
+            images = options.images or (51_200 if options.gpu else 512)
             result["work"][f"{what} {batch}"] = race(running(), what, batch, images, rounds, device, failed)
+            write()
     except Failed as error:
         sys.exit(f"Error: cnn_jax itself fails: {error}")
     if "start" in kinds:
         print("command to first step ...", flush=True)
         result["first_step"] = start_up(running(), device, 2 if options.quick else 3, failed)
     print(table(result))
-    options.output.write_text(json.dumps(result, indent=1) + "\n")
+    write()
 
 
 if __name__ == "__main__":

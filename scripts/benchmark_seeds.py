@@ -1,6 +1,7 @@
 """What many seeds at once cost: 8 seeds against 1, by each of the ways there are to run them.
 
-    python scripts/benchmark_seeds.py [--seeds=8] [--batch_size=32] [--rounds=5] [--devices=2] [--output=FILE.json]
+    python scripts/benchmark_seeds.py [--seeds=8] [--batch_size=32] [--rounds=5] [--ways=one,vmap] [--devices=2]
+        [--output=FILE.json]
 
 The train step of stage `augment` on random images of 32x32 pixels, as training runs it. The ways take turns (one, loop,
 vmap, patches, devices, one, loop, ...), so that what else the machine does falls on all of them; a number is a median
@@ -33,7 +34,7 @@ def as_patches(images, kernel, window_strides, padding, **_):
     return jnp.concatenate(shifted, axis=-1) @ kernel.reshape(rows * columns * inputs, outputs)
 
 
-def make(way: str, seeds: int, batch_size: int, steps: int):
+def make(way: str, seeds: int, batch_size: int, steps: int, scan: bool):
     """Returns a function that trains `steps` steps and waits for them."""
     import measuring  # isort: skip  before JAX, for which it sets up the compiler
     import jax
@@ -43,7 +44,9 @@ def make(way: str, seeds: int, batch_size: int, steps: int):
     )
     layout = {"patches": "vmap", "one": None}.get(way, way)
     sizes = {"seeds": 1 if way == "one" else seeds, "batch_size": batch_size, "steps_per_call": steps}
-    experiment = measuring.experiment("augment", seed_layout=layout, **sizes)
+    # So many images that no chunk is cut short by the end of an epoch.
+    images, steps_as = max(1024, batch_size * steps), "scan" if scan else "auto"
+    experiment = measuring.experiment("augment", images, layout, mesh__steps=steps_as, **sizes)
     state, now = experiment.init(), 0
 
     def run():
@@ -63,7 +66,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=8)
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=4, help="steps in a round")
+    parser.add_argument("--steps", type=int, default=0, help="steps in a round; 0: 4 on a CPU, 200 on a GPU")
+    parser.add_argument("--ways", default=",".join(WAYS), help="some of %(default)s; the first must be `one`")
+    parser.add_argument("--scan", action="store_true", help="steps in a compiled loop, as on a GPU")
     parser.add_argument("--devices", type=int, default=1, help="CPU devices to make of one")
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
@@ -73,8 +78,16 @@ def main() -> None:
     import measuring  # isort: skip  before JAX, for which it sets up the compiler
     import jax
 
-    ways = [way for way in WAYS if way != "devices" or jax.local_device_count() > 1]
-    runs = {way: make(way, arguments.seeds, arguments.batch_size, arguments.steps) for way in ways}
+    # A GPU takes a millisecond for a step of a small network: a few steps would measure Python.
+    arguments.steps = arguments.steps or (4 if jax.default_backend() == "cpu" else 200)
+    asked = arguments.ways.split(",")
+    if asked[0] != "one" or not set(asked) <= set(WAYS):
+        parser.error(f"--ways must be `one` and some of {', '.join(WAYS)}")
+    ways = [way for way in asked if way != "devices" or jax.local_device_count() > 1]
+    if arguments.scan or jax.default_backend() != "cpu":
+        ways = [way for way in ways if way != "loop"]  # in a scan, all seeds are one program
+    sizes = arguments.seeds, arguments.batch_size, arguments.steps, arguments.scan
+    runs = {way: make(way, *sizes) for way in ways}
     for run in runs.values():
         run()  # compiles
     times = {way: [] for way in ways}

@@ -36,7 +36,8 @@ def experiment(stage: str, examples: int = 1024, seed_layout: str | None = None,
     images = generator.randint(0, 256, (examples, 32, 32, 3)).astype(np.uint8)
     labels = generator.randint(0, 10, examples).astype(np.int32)
     split = Split(ArraySource(names, labels, images), np.arange(examples))
-    place = Placement.choose(config.seeds, seed_layout=seed_layout) if seed_layout else None
+    scan = True if config.mesh.steps == "scan" else None
+    place = Placement.choose(config.seeds, seed_layout=seed_layout, scan=scan) if seed_layout else None
     return Experiment(config, Dataset("random", names, split, split, split), place=place)
 
 

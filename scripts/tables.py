@@ -185,7 +185,7 @@ class Results:
             ],
             [
                 "training and prediction on a GPU",
-                "to be measured ([commands](docs/benchmarks.md#on-a-gpu))",
+                "to be measured ([commands](docs/gpu.md#measuring-on-a-gpu))",
             ],
         ]
         return table(" | measured on two CPU cores", lines)
@@ -223,6 +223,49 @@ class Results:
         lines = [[shown, f"{ways[way]:.1f}"] for way, shown in names.items()]
         lines.append(["`vmap` on one GPU, or spread over several", TO_MEASURE])
         return table(" | relative time", lines)
+
+    def gpu_programs(self, target: str) -> list[str]:
+        """The programs that were compiled for a GPU."""
+        lines = []
+        for row in load(REPORTS / "gpu_programs.json")["rows"]:
+            if row["target"] != target:
+                continue
+            trip, launches, memory = row["trip"], row["launches"]["trip"], row["memory"]
+            sent = sum(trip["collectives"].values())
+            least = row["least_ms_estimated"]
+            by = "memory" if least["memory"] >= least["arithmetic"] else "arithmetic"
+            lines.append(
+                [
+                    row["program"],
+                    f"{row['compile_s']:.0f}",
+                    f"{memory['argument'] / 1e6:,.0f} / {memory['temp'] / 1e6:,.0f}",
+                    f"{launches['kernels']} ({trip['cudnn']})",
+                    f"{launches['graphs']} + {launches['loose']}",
+                    f"{trip['nbytes'] / 1e9:.3f}",
+                    f"{trip['flops'] / 1e9:,.1f}",
+                    f"{sent / 1e6:.1f}" if sent else "",
+                    f"{least['larger']:.3f} ({by})",
+                ]
+            )
+        return table(
+            "program | seconds to compile | arguments / temporaries, MB | kernels (of cuDNN) | CUDA graphs + single "
+            "launches | GB | GFLOP | sent, MB | least ms, estimated",
+            lines,
+        )
+
+    def gpu_before(self) -> list[str]:
+        """What compiled programs were before they were mended, and are."""
+        now = {(row["target"], row["program"]): row for row in load(REPORTS / "gpu_programs.json")["rows"]}
+        lines = []
+        for before in load(REPORTS / "gpu_programs_before.json")["rows"]:
+            pair = before, now[before["target"], before["program"]]
+            cells = [[str(each["launches"]["trip"]["kernels"]) for each in pair]]
+            cells.append([f"{each['launches']['trip'][k]}" for each in pair for k in ("graphs", "loose")])
+            cells[1] = [f"{cells[1][0]} + {cells[1][1]}", f"{cells[1][2]} + {cells[1][3]}"]
+            cells.append([f"{each['trip']['nbytes'] / 1e9:.3f}" for each in pair])
+            cells.append([str(sum("transposed" in problem for problem in each["problems"])) for each in pair])
+            lines.append([before["program"], *(old if old == new else f"{old} → {new}" for old, new in cells)])
+        return table("a step of | kernels | CUDA graphs + single launches | GB | transposed for a convolution", lines)
 
     def diff(self, stage: str) -> list[str]:
         """The keys in which a stage differs from the one before it."""
@@ -376,6 +419,9 @@ def stale(fill: bool = True) -> dict[Path, str | bytes]:
         "speed-cached": lambda: found.speed("benchmark_cpu_cached.json"),
         "first-step": found.first_step,
         "seeds": found.seeds,
+        "gpu-h100": lambda: found.gpu_programs("h100"),
+        "gpu-a100": lambda: found.gpu_programs("a100"),
+        "gpu-before": found.gpu_before,
         **{f"diff-{name}": (lambda name=name: found.diff(name)) for name in (*LADDER[1:], "modern")},
         **{f"happened-{name}": (lambda name=name: found.happened(name)) for name in (*LADDER, "modern")},
     }

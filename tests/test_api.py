@@ -92,6 +92,27 @@ def test_an_export_predicts_like_its_workdir(result, tmp_path):
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["safetensors", "onnx"])
+def test_other_formats_and_the_model_card(result, tmp_path, kind):
+    pytest.importorskip(kind, reason=f"needs {kind}: pip install 'cnn_jax[{kind}]'")
+    path = cnn_jax.export(result.workdir, tmp_path / f"model.{kind}", card=True)
+    card = (tmp_path / "model.md").read_text()
+    assert path.stat().st_size > 10_000 and f"# model\\.{kind}\n" in card
+    assert f"`python -m cnn_jax.export --workdir={result.workdir} --output={path} --format={kind}" in card
+    again = cnn_jax.export(result.workdir, tmp_path / "any.name", format="jaxexport", seed=None)
+    assert cnn_jax.load_classifier(again).class_names == tuple("0123456789")
+
+
+@pytest.mark.parametrize(
+    "name, options, says",
+    [("m.onnx", {"format": "keras"}, "There is no format keras"), ("no/m", {}, "in a folder that does not exist")],
+)
+def test_exports_that_are_refused(result, tmp_path, name, options, says):
+    with pytest.raises(UserError, match=says):
+        cnn_jax.export(result.workdir, tmp_path / name, **options)
+    assert not list(tmp_path.iterdir())
+
+
 def run(code, environment):
     return subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
 

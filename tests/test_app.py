@@ -300,7 +300,7 @@ def test_evaluation_is_shown_and_calibrates(page, runs):
     width = 100 * np.exp(scores.max()) / np.exp(scores).sum()
     assert f"width:{width:.1f}%" in card
     assert "of 100 predictions with this confidence are right" in card
-    assert "calibrated with temperature 2.00" in card
+    assert "calibrated with temperature 2.000" in card
     (workdir / "evaluation.json").write_text(evaluation(step=classifier.step, threshold=0.999))
     assert "does not look like any of the ten classes" in card_texts(opened.run())[0]
 

@@ -121,6 +121,14 @@ def test_a_visitor_uploads_a_file_and_gets_a_prediction(page, photograph, traine
     card.wait_for()
 
 
+def test_a_file_that_is_too_large_is_refused_with_the_reason(page):
+    file = {"name": "large.jpg", "mimeType": "image/jpeg", "buffer": bytes(21 * 2**20)}
+    page.locator("input[type=file]").set_input_files([file])
+    reason = page.get_by_text("File must be 20.0MB or smaller.")
+    reason.wait_for()
+    assert reason.bounding_box()["width"] > 100  # for eyes, not only for screen readers
+
+
 def test_the_second_prediction_takes_milliseconds(page, photograph):
     page.get_by_role("button", name="Temple").click()
     page.locator(".cnn-card").wait_for()

@@ -39,11 +39,18 @@ def test_stages_have_the_values_that_published_runs_had(name):
     assert json.dumps(found, sort_keys=True) == json.dumps(expected, sort_keys=True)
 
 
+@pytest.mark.parametrize("name", FROZEN)
+def test_a_signal_waits_for_at_most_fifty_steps(name):
+    """Signals are noticed between chunks, so no stage may make its chunks longer."""
+    assert config_lib.load(name).steps_per_call <= 50
+
+
 def test_what_changes_no_number():
     assert set(config_lib.FREE) == {
-        *("data.dir", "features.dir", "loggers", "on_nan", "profile", "steps_per_call", "tensorboard"),
+        *("data.dir", "features.dir", "loggers", "on_nan", "profile", "steps_per_call", "tensorboard", "warm_up"),
+        *("data.stream", "data.memory", "data.on_bad_image"),
         *("eval.epochs", "checkpoint.epochs", "checkpoint.minutes"),
-        *("mesh.data", "mesh.seed", "mesh.images"),  # only how sums are rounded, which provenance.json records
+        *("mesh.data", "mesh.seed", "mesh.images", "mesh.steps"),  # only how sums are rounded: see provenance.json
     }
 
 

@@ -64,12 +64,14 @@ def test_other_images_leave_the_evaluation_of_the_test_split(command, workdir, p
     root = photographs("7/a.png", "7/b.png", "3/c.png")
     for arguments, name in (
         (["--split=validation"], "evaluation-validation.json"),
-        (["--data.name=folder", f"--data.dir={root}"], "evaluation-folder-all.json"),
+        (["--data.name=folder", f"--data.dir={root}", f"--report={root}"], "evaluation-folder-all.json"),
     ):
         done = command("evaluate", f"--workdir={workdir}", *arguments)
         assert done.returncode == 0 and f"Written: {workdir / name}" in done.stdout, done.stderr
         assert json.loads((workdir / name).read_text())["accuracy"] is not None
     assert (workdir / "evaluation.json").read_text() == "{}"
+    missing = "Classes without images: 0, 1, 2, 4, 5, 6, 8, 9."
+    assert missing in done.stdout and missing in (root / "index.html").read_text()
 
 
 def test_averages_over_the_classes_of_another_data_set_are_over_those_that_it_has():
@@ -98,6 +100,7 @@ def test_the_temperature_is_of_the_validation_split(classifier, tmp_path):
     assert result["temperature"] == scores.fit_temperature(dataset.predict(classifier, validation), validation.labels)
     calibrated = scores.calibrate(log_probs, result["temperature"])
     assert result["calibrated"]["loss"] == pytest.approx(scores.loss(calibrated, test.labels))
+    assert ("    temperature", "none: no mistakes to fit it to") in results.rows(result | {"temperature": 1.0})
     config = classifier.metadata["config"]
     none = classifier.metadata | {"config": config | {"data": config["data"] | {"validation": 0}}}
     result = results.measure(dataclasses.replace(classifier, metadata=none), test, log_probs, tmp_path)

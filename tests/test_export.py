@@ -295,6 +295,19 @@ def test_the_temperature_travels_with_the_file(calibrated, photographs, command)
         assert part in text
 
 
+def test_a_network_without_mistakes_has_no_temperature_which_is_said(calibrated, photographs, command):
+    step = load_classifier(calibrated).step
+    (calibrated / "evaluation.json").write_text(json.dumps({"step": step, "temperature": 1.0, "threshold": 0.25}))
+    path, image = calibrated.parent / "model.jaxexport", photographs("1.png") / "1.png"
+    done = command("export", f"--workdir={calibrated}", f"--output={path}", "--card")
+    says = "every validation image is right, so no temperature can be fitted"
+    assert f"its probabilities are the network's own: {says}." in done.stdout, done.stderr
+    assert f"None: {says}. The web page" in path.with_suffix(".md").read_text()
+    done = command("predict", f"--model={path}", str(image))
+    assert f"Probabilities are the network's own: {says}.\n" in done.stderr
+    np.testing.assert_allclose(load_classifier(path)([image], calibrate=True), load_classifier(path)([image]))
+
+
 def test_safetensors_hold_names_shapes_and_a_card(trained, tmp_path, command):
     safetensors = pytest.importorskip("safetensors", reason="needs safetensors: pip install 'cnn_jax[safetensors]'")
     path = tmp_path / "model.safetensors"
@@ -356,8 +369,8 @@ def test_an_operation_that_is_not_translated_is_named():
     "arguments, says",
     [
         (["--output=O/m.bin", "--format=safetensors"], "must end in .safetensors"),
-        (["--output=O/m.safetensors", "--format=onnx"], "ends in .safetensors, and --format is onnx"),
-        (["--output=O/m.md", "--card"], "is where --card writes the model card"),
+        (["--output=O/m.safetensors", "--format=onnx"], "ends in .safetensors, and the format is onnx"),
+        (["--output=O/m.md", "--card"], "is where the model card goes"),
         (["--output=O/m", "--format=keras"], "should be one of <jaxexport|onnx|safetensors>"),
     ],
 )

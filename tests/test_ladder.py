@@ -223,13 +223,24 @@ def test_another_configuration_in_a_workdir_is_refused(finished, stages):
 def test_the_plan_takes_a_whole_seed_at_a_time(tmp_path):
     runs = plan.make(["batchnorm", "transfer_lite"], 2, tmp_path, {"seed": "3", "epochs": "4"})
     assert [run.name for run in runs] == ["batchnorm-3", "transfer_lite-3", "batchnorm-4", "transfer_lite-4"]
-    assert [run.seed for run in runs] == [3, 3, 4, 4] and {run.epochs for run in runs} == {4}
+    assert [run.seeds for run in runs] == ["3", "3", "4", "4"] and {run.epochs for run in runs} == {4}
     assert runs[2].command[1:] == (
         *("-m", "cnn_jax.main", "--config=batchnorm", f"--workdir={tmp_path / 'batchnorm-4'}"),
         *("--config.seed=4", "--config.epochs=4"),
     )
     assert f"--config.features.dir={tmp_path / 'features'}" in runs[3].command
     assert runs[0].state(100) == "to do" and not runs[0].epochs_done
+
+
+def test_one_run_can_train_all_seeds_of_a_stage(tmp_path):
+    first, second = plan.make(["batchnorm", "augment"], 3, tmp_path, {"seed": "4"}, together=True)
+    assert (first.name, second.name, first.seeds) == ("batchnorm-seeds3", "augment-seeds3", "4-6")
+    assert first.command[-2:] == ("--config.seed=4", "--config.seeds=3") and first.accuracies == []
+    record = {"step": 9, "epoch": 1, "split": "test", "accuracy": 0.5}
+    for run, more in ((first, {"lanes": {"accuracy": [0.25, 0.5, 0.75]}}), (second, {})):
+        run.workdir.mkdir()
+        (run.workdir / "metrics.jsonl").write_text(json.dumps(record | more) + "\n")
+    assert (first.accuracies, second.accuracies) == ([0.25, 0.5, 0.75], [0.5])
 
 
 def test_the_command_starts_without_jax_and_matplotlib(command):

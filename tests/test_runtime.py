@@ -82,6 +82,45 @@ def test_which_values_allow_wrong_numbers(value, allowed):
     assert runtime._allows_reductions(value) == allowed
 
 
+GPU_FLAG = "--xla_gpu_enable_command_buffer"
+
+
+@pytest.fixture
+def flags(monkeypatch):
+    """Returns `XLA_FLAGS` as `runtime.set_flags` leaves it, where JAX is built for CUDA or not."""
+
+    def run(given="", cuda=True, version="0.10.2", platforms="", **arguments):
+        installed = runtime.importlib.util.find_spec("json") if cuda else None
+        monkeypatch.setattr(runtime.importlib.util, "find_spec", lambda name: installed)
+        monkeypatch.setattr(runtime, "_version", lambda: tuple(map(int, version.split(".")[:2])))
+        monkeypatch.setenv("JAX_PLATFORMS", platforms)
+        monkeypatch.setenv("XLA_FLAGS", given)
+        runtime.set_flags(**arguments)
+        return os.environ["XLA_FLAGS"]
+
+    return run
+
+
+def test_convolutions_are_put_into_cuda_graphs_where_jax_is_built_for_cuda(flags):
+    assert flags() == f"{GPU_FLAG}=+CONVOLUTION {OURS}"
+    assert flags(platforms="cuda,cpu") == flags(platforms="GPU") == flags(platforms="cpu", gpu=True) == flags()
+    assert flags(platforms="cpu") == flags(cuda=False) == flags(gpu=False) == OURS
+
+
+def test_a_flag_for_gpus_that_the_user_set_or_that_was_never_compiled_is_left_out(flags):
+    own = f"{GPU_FLAG}= --xla_gpu_deterministic_ops=true"
+    assert flags(own) == f"{own} {OURS}"
+    assert flags(version="0.12.0") == OURS
+
+
+def test_autotuning_results_are_kept_beside_the_compilation_cache():
+    """By JAX, where there is a cache of compiled programs: a resumed run then has the same kernels."""
+    import jax
+
+    caches = jax.config.values["jax_persistent_cache_enable_xla_caches"]
+    assert "xla_gpu_per_fusion_autotune_cache_dir" in caches
+
+
 def test_an_unusable_cache_folder_stops_nothing(tmp_path, prepared):
     (tmp_path / "xdg").write_text("a file")
     assert prepared()[1] is None

@@ -52,12 +52,17 @@ def interrupt_at(monkeypatch, step, number=signal.SIGTERM):
 def kill_and_repeat(config, workdir, step):
     """Trains with a checkpoint after every chunk, kills the process with SIGKILL once `step` is saved, trains again.
 
+    The first process compiles, the second one reads the compiled programs from a cache.
+
     Returns:
       The last step that the killed process saved, and the second process when it has ended.
     """
     command = [sys.executable, "-m", "cnn_jax.main", f"--config={config}", f"--workdir={workdir}"]
     command.append("--config.checkpoint.minutes=0.00001")
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    cache = workdir.with_name(f"{workdir.name}-cache")
+    environment = os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "true", "JAX_COMPILATION_CACHE_DIR": str(cache)}
+    environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while not (workdir / "checkpoints" / str(step)).exists():
         assert process.poll() is None and time.monotonic() < deadline
@@ -65,4 +70,5 @@ def kill_and_repeat(config, workdir, step):
     process.kill()
     process.wait()
     latest = max(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit())
-    return latest, subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert list(cache.glob("jit_*"))
+    return latest, subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)

@@ -103,6 +103,11 @@ def _check_continuable(longer: dict[str, tuple[Any, Any]], held: dict[str, Any],
             f"{workdir} cannot be trained for more epochs: the learning rate of config.optimizer.schedule="
             f"{held['optimizer.schedule']} follows from config.{last}, {longer[last][0]} there. {remedy}"
         )
+    if last in longer and held["augment.sides"]:
+        raise UserError(
+            f"{workdir} cannot be trained for more epochs: with config.augment.sides, the size of its images depends "
+            f"on the length of the run. {remedy}"
+        )
     if {"epochs", "finetune.epochs"} & longer.keys() and held["average.decay"] and held["average.ramp"]:
         raise UserError(
             f"{workdir} cannot be trained for more epochs: with config.average.ramp, the average depends on the length "

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections import defaultdict
+from collections.abc import Collection
 
 import numpy as np
 from jaxtyping import UInt8
@@ -20,7 +21,9 @@ class Duplicates:
         self._splits: dict[str, Split] = {}
         self._first: dict[bytes, tuple[str, int]] = {}  # digest -> split and position of the first occurrence
 
-    def add(self, name: str, split: Split, images: UInt8[np.ndarray, "n height width 3"]) -> list[str]:
+    def add(
+        self, name: str, split: Split, images: UInt8[np.ndarray, "n height width 3"], skipped: Collection[int] = ()
+    ) -> list[str]:
         """Adds a split and returns a description of its duplicates: one line per split that holds the other image.
 
         60,000 images of 32x32 pixels take a quarter of a second.
@@ -29,10 +32,13 @@ class Duplicates:
           name: "train", "validation" or "test"; each at most once.
           split: the split.
           images: all its images, decoded.
+          skipped: positions of images that cannot be read, for which others stand.
         """
         self._splits[name] = split
         found: dict[str, list[tuple[int, int]]] = defaultdict(list)
         for position, image in enumerate(np.ascontiguousarray(images)):
+            if position in skipped:
+                continue
             digest = hashlib.blake2b(image, digest_size=16).digest()
             if digest in self._first:
                 earlier, first = self._first[digest]

@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -13,6 +13,9 @@ from jaxtyping import Int, Int32, UInt8
 from cnn_jax.data import images
 from cnn_jax.errors import UserError
 from cnn_jax.utils import progress, text
+
+_PIECE = 512  # images decoded at once where all of a split are
+Read = Callable[[Int[np.ndarray, " k"]], UInt8[np.ndarray, "k height width 3"]]
 
 TEST_SHARE = 0.2  # of the training images, for a data set without a test split
 
@@ -92,13 +95,14 @@ class EncodedSource:
           UserError: some images cannot be read; the message names all of them.
         """
         if not len(indices):
-            return self._decode(0)[None][:0]
+            return np.zeros((0, self.size, self.size, 3), np.uint8) if self.size else self._decode(0)[None][:0]
         # Threads pay off for files, which wait for the disk, and not for small images in memory.
         workers = 1 if isinstance(self.items[0], bytes) else os.cpu_count() or 1
-        with ThreadPoolExecutor(workers) as pool:
-            decoded = (pool.map if workers > 1 else map)(self._try_decode, indices.tolist())
-            with progress.bar(shown=len(indices) >= 1000) as bar:
-                found = list(bar.track(decoded, len(indices), description="Decoding images"))
+        if workers > 1 and len(indices) > 1:
+            with ThreadPoolExecutor(workers) as pool:
+                found = list(pool.map(self._try_decode, indices.tolist()))
+        else:
+            found = [self._try_decode(index) for index in indices.tolist()]
         reasons = [each for each in found if isinstance(each, str)]
         if reasons:
             raise images.Unreadable(reasons)
@@ -137,9 +141,33 @@ class Split:
         """One class index per image."""
         return self.source.labels[self.indices]
 
-    def images(self) -> UInt8[np.ndarray, "n height width 3"]:
-        """Decodes all images of the split."""
-        return self.source.images(self.indices)
+    def images(self, read: Read | None = None) -> UInt8[np.ndarray, "n height width 3"]:
+        """Decodes all images of the split.
+
+        Args:
+          read: from positions in the split to images; None for those of the source.
+
+        Raises:
+          UserError: some images cannot be read; the message names all of them.
+        """
+        read = read or (lambda positions: self.source.images(self.indices[positions]))
+        positions, reasons, found = np.arange(len(self)), [], None
+        with progress.bar(shown=len(self) >= 1000 and isinstance(self.source, EncodedSource)) as bar:
+            # In pieces, so that no image is held twice.
+            starts = range(0, max(len(self), 1), _PIECE)
+            for start in bar.track(starts, len(starts), description="Decoding images"):
+                try:
+                    piece = read(positions[start : start + _PIECE])
+                except images.Unreadable as error:
+                    reasons += error.reasons
+                    continue
+                if found is None:
+                    found = np.empty((len(self), *piece.shape[1:]), np.uint8)
+                found[start : start + _PIECE] = piece
+        if reasons:
+            raise images.Unreadable(reasons)
+        assert found is not None
+        return found
 
     def name(self, position: int) -> str:
         """Returns the name of the image at a position of the split."""

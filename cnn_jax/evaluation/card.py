@@ -4,8 +4,6 @@ Source of the form: Mitchell et al. 2019, Model Cards for Model Reporting, arXiv
 """
 
 import json
-import shlex
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ from cnn_jax.config.comparison import with_defaults
 from cnn_jax.evaluation import results
 from cnn_jax.evaluation.statistics import t_interval
 from cnn_jax.inference import Classifier, seeds
+from cnn_jax.inference.calibration import ALL_RIGHT
 from cnn_jax.keys import flatten
 from cnn_jax.utils import files, text
 from cnn_jax.workdir import provenance
@@ -29,13 +28,13 @@ LIMITS = (
 )
 
 
-def describe(classifier: Classifier, workdir: Path, arguments: Sequence[str]) -> dict[str, Any]:
+def describe(classifier: Classifier, workdir: Path, command: str) -> dict[str, Any]:
     """Returns the card as JSON.
 
     Args:
       classifier: restored from the workdir.
       workdir: of the run; its records and its last evaluation are read.
-      arguments: of the command that exported the network.
+      command: that exports the network.
     """
     assert classifier.model
     config, calibration = classifier.metadata["config"], classifier.calibration
@@ -57,7 +56,7 @@ def describe(classifier: Classifier, workdir: Path, arguments: Sequence[str]) ->
         if calibration
         else None,
         "limits": list(LIMITS),
-        "command": shlex.join(["python", "-m", "cnn_jax.export", *arguments]),
+        "command": command,
         "commit": origin.get("commit"),
         "versions": origin.get("versions"),
         "settings": {key: value for key, value in settings.items() if defaults.get(key) != value},
@@ -191,6 +190,8 @@ def _calibration(calibration: dict[str, Any] | None) -> str:
             " The web page takes an image to show none of the classes if the largest calibrated probability is below "
             f"{calibration['threshold']:.4f}, which 95 % of the validation images reach."
         )
+    if calibration["temperature"] == 1:
+        return f"None: {ALL_RIGHT}.{rule}"
     return (
         f"Temperature {calibration['temperature']:.4f}, fitted on the validation split: `predict` and the web page "
         f"apply it. The file's own output is not calibrated; divide it by the temperature and normalise again.{rule}"

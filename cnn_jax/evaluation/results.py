@@ -153,9 +153,8 @@ def show(result: dict[str, Any], workdir: Path) -> None:
     for title, table in (("", _summary(result)), ("Classes", _classes(result)), _confusion(result)):
         console.print(title, style="bold", soft_wrap=True)
         tables.show(table, console)
-    if result["classes_without_images"]:
-        names = ", ".join(result["classes_without_images"])
-        console.print(f"Without images, and in the means only where predicted: {names}", soft_wrap=True)
+    if missing := classes_without_images(result):
+        console.print(missing, soft_wrap=True)
     console.print()
 
 
@@ -167,7 +166,9 @@ def rows(result: dict[str, Any]) -> list[tuple[str, str]]:
             shown.append((title, f"{result[name]:.2%}" if share else f"{result[name]:.4f}"))
     low, high = result["accuracy_interval"]
     shown.insert(1, ("    95% confidence interval", f"{low:.2%} to {high:.2%}"))
-    if result["temperature"]:
+    if result["temperature"] == 1:
+        shown.append(("    temperature", "none: no mistakes to fit it to"))
+    elif result["temperature"]:
         error, loss = (result["calibrated"][name] for name in ("expected_calibration_error", "loss"))
         shown.append((f"    with temperature {result['temperature']:.3f}", f"{error:.2%}, loss {loss:.4f}"))
     return shown
@@ -185,6 +186,12 @@ def class_rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
         for row, count in zip(result["classes"], predicted)
         if row["support"] or count
     ]
+
+
+def classes_without_images(result: dict[str, Any]) -> str:
+    """Returns one line that names the classes of which no image was evaluated; "" if there are none."""
+    names = ", ".join(map(text.printable, result["classes_without_images"]))
+    return names and f"Classes without images: {names}."
 
 
 def heading(result: dict[str, Any]) -> str:

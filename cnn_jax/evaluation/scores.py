@@ -148,11 +148,14 @@ def fit_temperature(log_probs: LogProbs, labels: Labels) -> float:
     must not be used for fitting. Source: Guo et al. 2017, arXiv:1706.04599.
 
     The loss is convex in 1/T, so its derivative, mean(E_p[log p] - log p[label]), has one root, which is found by
-    bisection within `TEMPERATURES`. If all predictions are right, or all wrong, there is no root, and the result is the
-    end of that range.
+    bisection within `TEMPERATURES`. If all predictions are wrong, there is no root, and the result is the end of that
+    range. If all are right, the loss falls with the temperature down to zero, at which the network would be certain of
+    everything: the result is then 1, no temperature.
     """
     logits = log_probs.astype(np.float64)
     target = _of_label(logits, labels)
+    if (target == logits.max(-1)).all():
+        return 1.0
     low, high = (math.log(1 / temperature) for temperature in reversed(TEMPERATURES))
     for _ in range(50):
         middle = (low + high) / 2

@@ -17,6 +17,8 @@ from cnn_jax.workdir.layout import EVALUATION_FILE
 
 PASSING = 0.95  # share of the validation images that the rule accepts
 
+ALL_RIGHT = "every validation image is right, so no temperature can be fitted"
+
 LogProbs = Float[np.ndarray, "n classes"]
 
 
@@ -25,13 +27,26 @@ class Calibration:
     """What was fitted for one network.
 
     Attributes:
-      temperature: the log-probabilities are divided by it (Guo et al. 2017, arXiv:1706.04599).
+      temperature: the log-probabilities are divided by it (Guo et al. 2017, arXiv:1706.04599); 1 if every validation
+        image is right, from which none can be fitted.
       threshold: smallest calibrated probability of the predicted class with which an image is taken to belong to one
         of the classes (Hendrycks and Gimpel 2017, arXiv:1610.02136); None if it has not been fitted.
     """
 
     temperature: float
     threshold: float | None = None
+
+    @property
+    def changes(self) -> bool:
+        """Whether there is a temperature."""
+        return self.temperature != 1
+
+    @property
+    def about(self) -> str:
+        """What was done to the probabilities, in words that follow them as the subject."""
+        if self.changes:
+            return f"are calibrated with temperature {self.temperature:.3f}, fitted on the validation split"
+        return f"are the network's own: {ALL_RIGHT}"
 
     def __call__(self, log_probs: LogProbs) -> Float[np.ndarray, "n classes"]:
         """Returns the calibrated log-probabilities, float64."""

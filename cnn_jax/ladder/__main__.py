@@ -1,7 +1,8 @@
 """Trains stages with several seeds each: python -m cnn_jax.ladder --workdir=DIR --stages=baseline,batchnorm --seeds=6.
 
-Every stage and seed is an ordinary run in DIR/STAGE-SEED. The same command again resumes what was stopped or failed and
-does not repeat what is finished. --config.KEY=VALUE changes a key in all stages.
+Every stage and seed is an ordinary run in DIR/STAGE-SEED; with --together, one in DIR/STAGE-seedsN has all seeds. The
+same command again resumes what was stopped or failed and does not repeat what is finished. --config.KEY=VALUE changes a
+key in all stages.
 """
 
 import os
@@ -31,6 +32,9 @@ _JOBS = flags.DEFINE_string(
     "Runs at a time: a number, or auto for one per core on a CPU and one elsewhere. Several runs on a CPU share the "
     "cores evenly; the number of cores changes how sums are rounded.",
 )
+_TOGETHER = flags.DEFINE_bool(
+    "together", False, "Train all seeds of a stage as one run, in STAGE-seedsN, which is for GPUs."
+)
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Only print the plan, with the expected time and disk space.")
 _REPORT = flags.DEFINE_string("report", None, "Folder for a report on the finished runs.")
 
@@ -40,7 +44,7 @@ def main(overrides: dict[str, str]) -> int:
     assert _WORKDIR.value and _STAGES.value is not None  # required
     jobs = _parse_jobs(_JOBS.value)
     workdir = Path(_WORKDIR.value).expanduser()
-    runs = plan.make(_STAGES.value, _SEEDS.value, workdir, overrides)
+    runs = plan.make(_STAGES.value, _SEEDS.value, workdir, overrides, _TOGETHER.value)
     missing = [run for run in runs if not run.scores]
     slots = _slots(jobs, missing)
     if _DRY_RUN.value:
@@ -154,7 +158,7 @@ def _show_plan(runs: list[Run], slots: list[Cores]) -> None:
             needed = max(cost.bytes - survey.size(run.workdir), 0)
             space += needed
             time_left, disk = text.duration(seconds[-1]), _megabytes(needed)
-        table.add_row(run.stage, str(run.seed), run.state(cost and cost.steps), time_left, disk)
+        table.add_row(run.stage, run.seeds, run.state(cost and cost.steps), time_left, disk)
     tables.show(table, tables.console())
     finished = sum(run.scores is not None for run in runs)
     print(f"{finished} of {text.count(len(runs), 'run')} finished.", end=" ")
@@ -170,12 +174,13 @@ def _show_results(runs: list[Run]) -> None:
 
     table = _table("stage", "n", "test accuracy", "95% interval", "not finished")
     for stage in dict.fromkeys(run.stage for run in runs):
-        found = [run.scores for run in runs if run.stage == stage]
-        values = [scores["accuracy"] for scores in found if scores]
+        own = [run for run in runs if run.stage == stage]
+        values = [value for run in own for value in run.accuracies]
+        unfinished = sum(run.config.seeds for run in own if not run.scores)
         bounds = t_interval(values) if values else None
         mean = f"{statistics.fmean(values):.4f}" if values else "-"
         between = f"[{bounds[0]:.4f}, {bounds[1]:.4f}]" if bounds else "-"
-        table.add_row(stage, str(len(values)), mean, between, str(found.count(None) or ""))
+        table.add_row(stage, str(len(values)), mean, between, str(unfinished or ""))
     tables.show(table, tables.console())
 
 

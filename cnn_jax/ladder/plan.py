@@ -20,7 +20,7 @@ from cnn_jax.workdir.records import last_record, read_metrics, scores_on_test
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A stage with one seed.
+    """A stage with one seed, or with all seeds at once.
 
     Attributes:
       stage: its name, which for a config file is that of the file.
@@ -35,9 +35,16 @@ class Run:
     command: tuple[str, ...]
 
     @property
-    def seed(self) -> int:
-        """The seed."""
-        return self.config.seed
+    def seeds(self) -> str:
+        """The seed, or the first and the last."""
+        first, last = self.config.seed, self.config.seed + self.config.seeds - 1
+        return str(first) if first == last else f"{first}-{last}"
+
+    @property
+    def accuracies(self) -> list[float]:
+        """The test accuracy of each seed; empty where the run is not finished."""
+        scores = self.scores or {}
+        return scores.get("lanes", {}).get("accuracy") or ([scores["accuracy"]] if scores else [])
 
     @property
     def name(self) -> str:
@@ -89,7 +96,9 @@ class Run:
         return where if self.step else "to do"
 
 
-def make(names: Sequence[str], seeds: int, workdir: Path, overrides: Mapping[str, str]) -> list[Run]:
+def make(
+    names: Sequence[str], seeds: int, workdir: Path, overrides: Mapping[str, str], together: bool = False
+) -> list[Run]:
     """Returns the runs in their order: all stages with the first seed, then with the next.
 
     Args:
@@ -97,6 +106,7 @@ def make(names: Sequence[str], seeds: int, workdir: Path, overrides: Mapping[str
       seeds: how many, from `config.seed` on.
       workdir: the folder of the workdirs, which are STAGE-SEED.
       overrides: texts of config keys, for all stages.
+      together: whether one run trains all seeds of a stage, in STAGE-seedsN.
 
     Raises:
       UserError: there is no such stage, a key or value is impossible, two stages have the same name, or a workdir holds
@@ -111,19 +121,23 @@ def make(names: Sequence[str], seeds: int, workdir: Path, overrides: Mapping[str
             raise UserError(f"--stages has two stages {name!r}: give each its own name.")
         if config.seeds != 1:
             raise UserError(
-                f"config.seeds is {config.seeds} in stage {name}, but each run of a ladder has one seed: leave "
-                "config.seeds at 1, and set --seeds."
+                f"config.seeds is {config.seeds} in stage {name}, but --seeds says how many a ladder has: leave "
+                "config.seeds at 1, and set --seeds, with --together to train all seeds of a stage at once."
             )
         stages[name] = source, config
     if not stages:
         raise UserError(f"--stages is empty. {config_lib.stages_hint()}")
     runs = []
-    for index in range(seeds):
+    for index in range(1 if together else seeds):
         for name, (source, config) in stages.items():
             own = config.copy_and_resolve_references()
             own.seed += index
+            own.seeds = seeds if together else 1
             folder = workdir / f"{name}-{own.seed}"
             settings = dict(overrides) | {"seed": str(own.seed)}
+            if own.seeds > 1:
+                folder = workdir / f"{name}-seeds{seeds}"
+                settings["seeds"] = str(seeds)
             if _shares_features(config):
                 own.features.dir = settings["features.dir"] = str(workdir / FEATURES_FOLDER)
             runs.append(Run(name, own, folder, command(source, folder, settings)))

@@ -1,5 +1,6 @@
 """Short measurements in processes of their own, so that the ladder's process takes no memory of an accelerator."""
 
+import collections
 import dataclasses
 import multiprocessing
 import os
@@ -93,7 +94,7 @@ def _measure(values: dict[str, Any], began: float) -> Cost:
     from cnn_jax.workdir.layout import CHECKPOINT_FOLDER
 
     config = ConfigDict(values)
-    dataset, place = data.load(config.data), Placement.choose()
+    dataset, place = data.load(config.data), Placement.choose(config.seeds)
     # A part of each split, whose time is scaled: steps take the same time whatever the number of images.
     most = max(config.batch_size, 2 * config.eval_batch_size)
     parts = {name: getattr(dataset, name) for name in ("train", "validation", "test")}
@@ -113,11 +114,16 @@ def _measure(values: dict[str, Any], began: float) -> Cost:
             experiment.plan, num_examples=images["train"], epochs=config.epochs + config.finetune.epochs
         )
         state = experiment.init()
-        seconds, measured, epochs = decoding, 0.0, 0
-        for phase, own in zip(experiment.phases, config_lib.phases(config)):
+        seconds, measured, epochs = decoding, 0.0, 0.0
+        lengths = collections.Counter()  # of all parts of the run and of its fine-tuning
+        for phase in experiment.phases:
+            lengths[phase.begin] += phase.stop - phase.start
+        in_run = dict(zip(sorted(lengths), (own.epochs for own in config_lib.phases(config))))
+        for phase in experiment.phases:
+            own_epochs = in_run[phase.begin] * (phase.stop - phase.start) / lengths[phase.begin]
             if experiment.must_compute_features(phase, "train"):
                 begin = time.perf_counter()
-                jax.block_until_ready(experiment.arrays(phase, state.variables, "train"))
+                jax.block_until_ready(experiment.examples(phase, state.variables, "train").shared)
                 measured += time.perf_counter() - begin
                 seconds += measured / len(small["train"]) * sum(images.values())
             step, state, _ = experiment.train_chunk(state, phase.start)  # compiles
@@ -125,14 +131,14 @@ def _measure(values: dict[str, Any], began: float) -> Cost:
             while step < phase.stop and time.perf_counter() - begin < _SECONDS:
                 step, state, _ = experiment.train_chunk(state, step)
             took = time.perf_counter() - begin
-            steps = plan.end_of_epoch(epochs + own.epochs) - plan.end_of_epoch(epochs)
-            epochs += own.epochs
+            steps = own_epochs * plan.steps_per_epoch
+            epochs += own_epochs
             seconds, measured = seconds + took / max(step - first, 1) * steps, measured + took
             experiment.evaluate(state.variables, "test", step)  # compiles
             begin = time.perf_counter()
             experiment.evaluate(state.variables, "test", step)
             per_image = (time.perf_counter() - begin) / len(small["test"])
-            seconds += per_image * images["validation"] * own.epochs / config.eval.epochs
+            seconds += per_image * images["validation"] * own_epochs / config.eval.epochs
         seconds += per_image * images["test"]
         stored = size(Path(folder)) // len(small["train"]) * sum(images.values())
         begin = time.perf_counter()
@@ -140,7 +146,7 @@ def _measure(values: dict[str, Any], began: float) -> Cost:
             checkpoints.save(1, state.items)
         seconds += (time.perf_counter() - begin) * (epochs / config.checkpoint.epochs - 1)
         kept = min(3 if images["validation"] else 2, epochs)  # the last two and the best
-        stored += size(Path(folder) / CHECKPOINT_FOLDER) * kept
+        stored += round(size(Path(folder) / CHECKPOINT_FOLDER) * kept)
         # The start of the process, imports, data, compilation and one checkpoint.
         seconds += time.time() - began - measured
     return Cost(plan.total_steps, max(seconds, 0), stored)

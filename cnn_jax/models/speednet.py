@@ -116,7 +116,8 @@ class SpeedNet(nn.Module):
         if min(images.shape[1:3]) < smallest:
             raise UserError(
                 f"Images of {images.shape[1]}x{images.shape[2]} pixels are too small for {len(self.widths)} blocks: "
-                f"set config.data.image_size to at least {smallest}, or fewer config.model.widths."
+                f"set config.data.image_size and config.augment.sides to at least {smallest}, or fewer "
+                "config.model.widths."
             )
 
 

@@ -37,7 +37,7 @@ def model_table(
     """
     images = jax.ShapeDtypeStruct((1, *image_size, 3), jnp.float32)
     forward = jax.jit(lambda v, x: model.apply(v, x, train=False))
-    cost = forward.lower(variables, images).cost_analysis() or {}
+    cost = _cost(forward.lower(variables, images))
     flops = f"{cost['flops'] / 1e6:,.3g} million FLOPs per image" if "flops" in cost else "FLOPs unknown"
     params: dict[Any, Any] = flax.traverse_util.flatten_dict(variables["params"])
     names: dict[Any, Any] = flax.traverse_util.flatten_dict(labels) if labels else dict.fromkeys(params, TRAINED)
@@ -52,6 +52,15 @@ def model_table(
     trained = sum(int(params[path].size) for path in params if names[path] != FROZEN)
     count = f"Total: {total:,}" + (f", trained: {trained:,}" if trained != total else "")
     return f"{parameter_overview.make_table(rows)}\n{count}\n{type(model).__name__}: {flops} (forward)"
+
+
+def _cost(lowered: jax.stages.Lowered) -> dict[str, float]:
+    """Returns XLA's analysis of a program; empty where it has none."""
+    try:
+        cost = lowered.cost_analysis()
+    except NotImplementedError:  # a GPU analyses only what it has compiled
+        cost = lowered.compile().cost_analysis()
+    return cost or {}
 
 
 def _natural(path: tuple[str, ...]) -> list[Any]:

@@ -12,6 +12,10 @@ from cnn_jax.page.wording import Verdict, percent
 
 # Colours are mixed from the text colour, so that they suit both the light and the dark theme.
 STYLE = """<style>
+/* Why Streamlit refuses a file: otherwise only for screen readers, and where the pointer rests. */
+.stFileChip[aria-invalid] { flex-wrap: wrap; }
+.stFileChip[aria-invalid] [role=alert] { position: static; flex: 1 0 100%; width: auto; height: auto; clip: auto;
+  overflow: visible; white-space: normal; margin: 0; padding: 0 0.4rem 0.2rem; font-size: 0.85rem; }
 .cnn-card { container-type: inline-size; border: 1px solid color-mix(in srgb, currentColor 14%, transparent);
   border-radius: 1rem; padding: 1.25rem; background: color-mix(in srgb, currentColor 2%, transparent); }
 .cnn-body { display: grid; gap: 1.1rem 1.5rem; grid-template-columns: 21.5rem minmax(0, 1fr); }

@@ -66,7 +66,7 @@ def judge(
         headline = f"Probably “{first}”."
     else:
         headline = f"Perhaps “{first}”, or else “{class_names[order[1]]}”."
-    return Verdict(headline, _reliability(confidence, calibration is not None), True)
+    return Verdict(headline, _reliability(confidence, calibration is not None and calibration.changes), True)
 
 
 def percent(probability: float) -> str:

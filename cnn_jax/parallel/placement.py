@@ -31,6 +31,7 @@ class Placement:
         rounding; "loop" equals single runs bit for bit.
       scan: whether a chunk of steps is one `lax.scan`, or one call per step. In every step the two agree to rounding.
       images: whether every device holds all images or a part of them; see `put_examples`.
+      deterministic: whether a GPU may only use kernels that give the same bits each time.
     """
 
     mesh: Mesh
@@ -38,19 +39,29 @@ class Placement:
     seed_layout: SeedLayout | None = None
     scan: bool = False
     images: Images = "auto"
+    deterministic: bool = False
 
     @classmethod
-    def from_config(cls, config: Any) -> "Placement":
-        """Returns the placement that `config.mesh` describes.
+    def from_config(
+        cls,
+        config: Any,
+        devices: Sequence[jax.Device] | None = None,  # pyright: ignore[reportInvalidTypeForm]
+    ) -> "Placement":
+        """Returns the placement that `config.mesh` and `config.deterministic` describe.
 
         By default a CPU is one device, even if XLA was told to make several. Of other devices, all share the seeds if
         they can do so evenly; otherwise as many as can share each batch evenly do. Several processes share each batch,
         and take as many devices each.
 
+        Args:
+          config: of a run.
+          devices: to use, which may be those of a `jax.experimental.topologies.TopologyDescription`: programs can then
+            be compiled, but not run; None for those of all processes.
+
         Raises:
           UserError: there are not so many devices, or they cannot share the seeds or a batch evenly.
         """
-        devices, mesh = jax.devices(), config.mesh
+        devices, mesh = list(devices or jax.devices()), config.mesh
         processes = len({device.process_index for device in devices})
         local = len(devices) // processes
         on_cpu, free = devices[0].platform == "cpu", local // max(mesh.data // processes, 1)
@@ -79,9 +90,11 @@ class Placement:
         if part % data:
             parts = f" and {config.accumulate} parts (config.accumulate)" if config.accumulate > 1 else ""
             raise UserError(_uneven(config.batch_size, data * config.accumulate, f"devices{parts}", data))
-        layout: SeedLayout = "devices" if seed > 1 else "loop" if on_cpu else "vmap"
-        place = cls.choose(config.seeds, devices=_spread(devices, seed, data), data=data, seed_layout=layout)
-        return dataclasses.replace(place, images=mesh.images)
+        scan = {"auto": not on_cpu, "scan": True, "loop": False}[mesh.steps]
+        layout: SeedLayout = "devices" if seed > 1 else "loop" if on_cpu and not scan else "vmap"
+        used = _spread(devices, seed, data)
+        place = cls.choose(config.seeds, devices=used, data=data, seed_layout=layout, scan=scan)
+        return dataclasses.replace(place, images=mesh.images, deterministic=config.deterministic)
 
     @classmethod
     def choose(
@@ -139,6 +152,12 @@ class Placement:
         return PartitionSpec(SEED) if self.seed_layout == "devices" else PartitionSpec(*[None] * bool(self.seeds))
 
     @property
+    def compiler_options(self) -> dict[str, Any] | None:
+        """Of `jax.jit`, for the programs of training and evaluation; a CPU needs none to give the same bits."""
+        on_gpu = self.mesh.devices.flat[0].platform in ("gpu", "cuda", "rocm")
+        return {"xla_gpu_deterministic_ops": True} if self.deterministic and on_gpu else None
+
+    @property
     def data(self) -> int:
         """The number of devices that share a batch."""
         return self.mesh.shape[DATA]
@@ -154,6 +173,23 @@ class Placement:
         if sharding.is_fully_addressable:
             return jax.device_put(tree, sharding)
         return jax.tree.map(lambda x: _put_part(x, sharding), tree)
+
+    def put_part(self, tree: PyTree, sharding: NamedSharding) -> PyTree:
+        """Returns global arrays of which this process holds the part `part` of the batch."""
+        with jax.transfer_guard("allow"):  # as `jax.device_put` is: it is asked for
+            return jax.make_array_from_process_local_data(sharding, tree)
+
+    def part(self, batch_size: int) -> slice:
+        """Returns which examples of a batch the devices of this process take: all where there is one process."""
+        indices = self.rows(steps=False, seeds=False).addressable_devices_indices_map((batch_size,)).values()
+        starts, stops, _ = zip(*(index[0].indices(batch_size) for index in indices if index))
+        return slice(min(starts), max(stops))
+
+    @property
+    def room(self) -> float:
+        """The bytes of images that the devices can hold beside the rest: half of their memory; a CPU does not say."""
+        share = self.data if self.images != "replicate" else 1
+        return share * self._memory / 2
 
     def put_examples(self, examples: dict[str, np.ndarray]) -> dict[str, jax.Array]:
         """Returns the examples of a split on the devices: all on each, or the images or features spread by rows.
@@ -172,8 +208,12 @@ class Placement:
     def _must_shard(self, size: int) -> bool:
         if self.images != "auto":
             return self.images == "shard"
-        memory = (self.mesh.local_devices[0].memory_stats() or {}).get("bytes_limit", math.inf)  # a CPU does not say
-        return size > memory / 2
+        return size > self._memory / 2
+
+    @property
+    def _memory(self) -> float:
+        """The bytes of memory of a device, as far as JAX may use them; a CPU does not say."""
+        return (self.mesh.local_devices[0].memory_stats() or {}).get("bytes_limit", math.inf)
 
     def abstract(self, function: Callable[..., PyTree], *arguments: Any) -> PyTree:
         """Returns shapes, types and shardings of what `function` returns for one seed, with the seed axis added."""

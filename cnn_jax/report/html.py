@@ -106,6 +106,9 @@ def _classes(result: dict[str, Any]) -> str:
         else "The most frequent ones."
     )
     table = web.table(("class", "precision", "recall", "F1", "images"), results.class_rows(result), "compact")
+    missing = results.classes_without_images(result)
+    if missing:
+        table += f"<p class='grey'>{escape(missing)}</p>"
     return (
         "<div class='pair'>"
         + web.section("Confusions", f"<p class='grey'>{explained}</p>{web.confusion(matrix, names)}")

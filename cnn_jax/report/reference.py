@@ -1,6 +1,7 @@
 """The reference that the ladder repeats: its numbers, its protocol, and how runs of ours differ from it.
 
-A Keras study of CIFAR-10 (2024, Tesla P100). Each number is of one run.
+A Keras study of CIFAR-10 (2024, Tesla P100), https://github.com/forgivefarouk/image_classification_IN3. Each number is
+of one run.
 """
 
 from typing import Any, NamedTuple

@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray, PyTree
 
-from cnn_jax.data.pipeline import Resident
+from cnn_jax.data.pipeline import gather
+from cnn_jax.parallel.steps import first_row
 from cnn_jax.training.experiment import Experiment
 from cnn_jax.training.plan import Chunk
 from cnn_jax.training.state import TrainState
@@ -33,13 +34,14 @@ def first_not_finite(experiment: Experiment, checkpoints: Checkpoints, chunk: Ch
     pipeline, find = experiment.pipeline(phase, state.variables), _Finder(phase.step)
     for step in range(chunk.start, chunk.stop):
         rows = pipeline.rows(step, step + 1)
+        first = first_row(rows)
         for index, seed in enumerate(experiment.seeds):
-            row = {name: value[0] if place.seeds is None else value[0, index] for name, value in rows.items()}
+            row = place.seed(first, index)
             found = find(place.seed(state, index), row, pipeline.shared, place.seed(experiment.keys, index))
             if found:
                 of_seed = f" of seed {seed}" if len(experiment.seeds) > 1 else ""
                 return f"step {step + 1}{of_seed}, {found}"
-        state, _ = phase.train(state, rows, pipeline.shared, experiment.keys, experiment.plan.longest_chunk)
+        state, _ = phase.train(state, rows, pipeline.shared, experiment.keys, phase.longest_chunk)
     return None
 
 
@@ -66,7 +68,7 @@ class _Finder:
 
         with nn.intercept_methods(note):
             grads, (_, losses, updated) = self._step.gradients(
-                state, Resident.batch(row, shared), key, capture_intermediates=True
+                state, gather(row, shared), key, capture_intermediates=True
             )
         values = flax.traverse_util.flatten_dict(updated["intermediates"])
         forward = [path for path in dict.fromkeys(order) if (*path, "__call__") in values]

@@ -1,10 +1,10 @@
-"""Scores a network on a split on the device: every example once, whatever the batch size."""
+"""Scores a network on a split: every example once, whatever the batch size."""
 
-import jax
+import numpy as np
 from jaxtyping import PyTree
 
 from cnn_jax.data.batching import padded_batches
-from cnn_jax.data.pipeline import Resident
+from cnn_jax.data.pipeline import Examples, gather
 from cnn_jax.parallel.placement import Placement
 from cnn_jax.parallel.steps import Chunk
 from cnn_jax.training.metrics import Classification
@@ -12,7 +12,11 @@ from cnn_jax.training.step import EvalStep
 
 
 class Evaluator:
-    """`evaluate(variables, arrays) -> metrics`, compiled."""
+    """`evaluate(variables, examples) -> metrics`, compiled.
+
+    Attributes:
+      chunk: which takes no state, and the variables as what each seed has for itself.
+    """
 
     def __init__(self, step: EvalStep, batch_size: int, place: Placement | None = None):
         """Compiles when it is first called.
@@ -24,18 +28,27 @@ class Evaluator:
         """
 
         def score(state, row, arrays, variables):
-            return state, step(variables, Resident.batch(row, arrays))
+            return state, step(variables, gather(row, arrays))
 
         place = place or Placement.choose()
-        self._chunk = Chunk(score, place, seed_rows=False)
+        self.chunk = Chunk(score, place, seed_rows=False)
         self._batch_size = -(-batch_size // place.data) * place.data  # a multiple of the devices that share it
 
-    def __call__(self, variables: PyTree, arrays: dict[str, jax.Array]) -> Classification:
+    def __call__(self, variables: PyTree, examples: Examples) -> Classification:
         """Returns the sums and counts of all examples, for each seed where there are several; does not wait.
 
         Args:
           variables: {params, batch_stats}.
-          arrays: "image" uint8 `[n, height, width, 3]` or "features" `[n, features]`, and "label" int32 `[n]`.
+          examples: at least one. Those that cannot be read are not counted.
         """
-        rows = padded_batches(len(arrays["label"]), self._batch_size)
-        return self._chunk((), rows, arrays, variables)[1]
+        batches = self.rows(len(examples))
+
+        def choose(start, stop):
+            return {name: array[start:stop] for name, array in batches.items()}
+
+        rows = examples.rows(choose, 0, len(batches["index"]), train=False)
+        return self.chunk((), rows, examples.shared, variables)[1]
+
+    def rows(self, count: int) -> dict[str, np.ndarray]:
+        """Returns which of `count` examples each step scores."""
+        return padded_batches(count, self._batch_size)

@@ -1,7 +1,9 @@
 """The variables that a run starts from: random, or a pretrained backbone with a random head."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -62,12 +64,21 @@ class Initializer:
         Raises:
           UserError: the weights of a backbone cannot be had.
         """
-        make, fit = self._make(), self._make_fit(images)
-        return [fit(make(rng.root(seed))) for seed in seeds]
+        make, complete = self._make(), self._complete(images)
+        return [complete(make(rng.root(seed))) for seed in seeds]
+
+    # Kept, so that a second call compiles nothing.
+    @functools.cached_property
+    def _draw(self) -> Callable[[PRNGKeyArray], dict[str, PyTree]]:
+        return jax.jit(self.random)
+
+    @functools.cached_property
+    def _fit(self) -> Callable[[PyTree, Any], PyTree]:
+        return jax.jit(self.fit)
 
     def _make(self) -> Callable[[PRNGKeyArray], dict[str, PyTree]]:
         if self.weights == RANDOM:
-            return jax.jit(self.random)
+            return self._draw
         shapes = jax.eval_shape(self.random, rng.root(0))
         model = self.model
         assert isinstance(model, TransferNetwork)
@@ -84,11 +95,15 @@ class Initializer:
 
         return with_backbone
 
-    def _make_fit(self, images: np.ndarray) -> Callable[[dict[str, PyTree]], dict[str, PyTree]]:
+    def _complete(self, images: np.ndarray) -> Callable[[dict[str, PyTree]], dict[str, PyTree]]:
         """Returns what completes the variables where the network's initialisation looks at training images."""
         model = self.model
         if not isinstance(model, InitialisedFromImages):
             return lambda variables: variables
         first = images[: model.init_images]
-        fit = jax.jit(lambda params, images: model.init_from_images(params, self.preprocess(images)))
-        return lambda variables: {**variables, "params": fit(variables["params"], first)}
+        return lambda variables: {**variables, "params": self._fit(variables["params"], first)}
+
+    def fit(self, params: PyTree, images: UInt8[Array, "n height width 3"]) -> PyTree:
+        """Returns the parameters of a network whose initialisation looks at training images; pure."""
+        assert isinstance(self.model, InitialisedFromImages)
+        return self.model.init_from_images(params, self.preprocess(images))

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from cnn_jax import rng
 from cnn_jax.data.pipeline import Batch
-from cnn_jax.transforms.augment import Augmentation, alternate
+from cnn_jax.transforms.augment import Augmentation, alternate, resize
 from cnn_jax.transforms.mix import Mixing
 from cnn_jax.transforms.preprocess import Preprocessing
 from cnn_jax.transforms.tta import NO_TTA, TTA
@@ -55,12 +55,14 @@ class ImageInputs:
       augment: what is done to each training image.
       mix: what is done to pairs of training images and their targets.
       tta: what is averaged at test time.
+      side: side in pixels to which augmented training images are resized; 0 for no resizing.
     """
 
     preprocess: Preprocessing
     augment: Augmentation = dataclasses.field(default_factory=Augmentation)
     mix: Mixing = dataclasses.field(default_factory=Mixing)
     tta: TTA = NO_TTA
+    side: int = 0
 
     method: ClassVar[str] = "__call__"
 
@@ -84,7 +86,10 @@ class ImageInputs:
             mirrored = alternate(rng.stream(key, "alternate_flip"), batch["index"], batch["epoch"])
         scaled = self.preprocess.scale(batch["image"])
         augment_key = rng.stream(key, "augment", step)
-        images = self.preprocess.normalise(self.augment(scaled, augment_key, offset, mirrored))
+        images = self.augment(scaled, augment_key, offset, mirrored)
+        if self.side:
+            images = resize(images, self.side)
+        images = self.preprocess.normalise(images)
         return self.mix(images, targets, rng.stream(augment_key, "mix"))
 
     def predict(self, network: Callable[[Array], Logits], batch: Batch) -> Logits:

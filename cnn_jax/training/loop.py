@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from cnn_jax import config as config_lib
 from cnn_jax import data
 from cnn_jax.data import summary
+from cnn_jax.data.pipeline import UNREADABLE
 from cnn_jax.errors import UserError
 from cnn_jax.models.summary import model_table
 from cnn_jax.parallel.distributed import Consensus, check_same, is_alone
@@ -117,9 +118,9 @@ def _train(
 ) -> tuple[int, TrainState]:
     """Trains from step `now` to the end or until stopped; returns the last step, which is saved, and its state.
 
-    While the device trains a chunk, the metrics of the previous one are fetched.
+    While the device trains a chunk, the metrics of the previous one are fetched, and the last checkpoint is written.
     """
-    plan, score = experiment.plan, None
+    plan, keys, score = experiment.plan, experiment.keys, None
     schedule = _SaveSchedule(experiment.config.checkpoint, plan.total_steps, now, Consensus(experiment.place))
     for phase in experiment.phases_from(now):
         if report.interrupted() or report.ended(now):
@@ -128,14 +129,17 @@ def _train(
         pipeline = experiment.pipeline(phase, state.variables)
         if now and now == phase.start:
             state = phase.restart(state)
+        if experiment.config.warm_up:
+            with report.watch.measure("warm-up"):
+                experiment.warm_up(phase, state, pipeline, now)
         for chunk in plan.chunks(now, phase.stop):
             if report.interrupted() or (score is not None and report.ended(now)):
                 break
             with report.watch.measure("train"), report.profile(chunk) as wait_for:
                 rows = pipeline.rows(*chunk)
                 with jax.transfer_guard("disallow"):  # the step itself moves nothing between host and device
-                    sharpness = phase.sharpness(chunk, state, rows, pipeline.shared, experiment.keys)
-                    state, metrics = phase.train(state, rows, pipeline.shared, experiment.keys, plan.longest_chunk)
+                    sharpness = phase.sharpness(chunk, state, rows, pipeline.shared, keys)
+                    state, metrics = phase.train(state, rows, pipeline.shared, keys, phase.longest_chunk)
                 wait_for(state)
                 # Fetches the previous chunk's metrics.
                 recorder.train(chunk, metrics, phase.rate(chunk.stop - 1), sharpness)
@@ -146,11 +150,12 @@ def _train(
             if epoch:
                 score = report.validate(state, now, epoch)
             if save:
-                checkpoints.save(now, state.items, score)
+                checkpoints.save(now, state.items, score, wait=False)
                 schedule.saved(now)
     if now > schedule.last:  # stopped since the last checkpoint
         recorder.flush()
         checkpoints.save(now, state.items, score)
+    checkpoints.wait()
     return now, state
 
 
@@ -203,7 +208,7 @@ class _Report:
         config, last = self._experiment.config, self._experiment.phases[-1]
         if step == self._total or not config.early_stopping.patience:
             return step == self._total
-        return early_stopping.triggered(config, read_metrics(self._folder), last.start, step)
+        return early_stopping.triggered(config, read_metrics(self._folder), last.begin, step)
 
     def begin(self, state: TrainState, longer: dict[str, tuple[Any, Any]]) -> None:
         """Says what is going to be trained or resumed, and records the provenance of the steps to come.
@@ -241,7 +246,7 @@ class _Report:
             if slow:
                 progress.stop()  # the features have a bar of their own
             for split in splits:
-                jax.block_until_ready(self._experiment.arrays(phase, state.variables, split, self._stop))
+                jax.block_until_ready(self._experiment.examples(phase, state.variables, split, self._stop).shared)
             if slow:
                 progress.start()
 
@@ -301,7 +306,8 @@ class _Report:
         variables, partition = experiment.place.seed(state.variables), experiment.phases[0].step.partition
         labels = partition.labels if partition else None
         table = model_table(experiment.model, variables, experiment.image_size, labels)
-        self.say("\n".join([table, *summary.describe(experiment.splits.dataset)]))
+        skip = experiment.config.data.on_bad_image == "skip"
+        self.say("\n".join([table, *summary.describe(experiment.splits.dataset, skip), *experiment.splits.remarks]))
         self._say_duplicates(*experiment.splits.duplicates)
         if experiment.plan.steps_per_epoch < 5:
             self.say(
@@ -337,9 +343,10 @@ class _Report:
                 self.say(line)
 
     def _show_test(self, scores: dict[str, Any]) -> None:
-        images = len(self._experiment.splits.dataset.test)
-        print(f"Test split, {count(images, 'image')}, after {count(scores['epoch'], 'epoch')}:")
-        of_record = ("step", "epoch", "split", "lanes")
+        images = len(self._experiment.splits.dataset.test) - scores.get(UNREADABLE, 0)
+        unreadable = f" ({scores[UNREADABLE]} more cannot be read)" if scores.get(UNREADABLE) else ""
+        print(f"Test split, {count(images, 'image')}{unreadable}, after {count(scores['epoch'], 'epoch')}:")
+        of_record = ("step", "epoch", "split", "lanes", UNREADABLE)
         others = [name for name in scores if name not in (*NAMES, *of_record) and not name.endswith("_std")]
         for name in (*NAMES, *others):
             value = math.nan if scores[name] is None else scores[name]  # JSON has no NaN

@@ -158,16 +158,20 @@ def summarise(collection: clu_metrics.Collection) -> dict[str, jax.Array]:
 
 
 class Fetch:
-    """From metrics on the device to numbers on the host, in two parts, between which the device can compute."""
+    """From metrics on the device to numbers on the host, in two parts, between which the device can compute.
+
+    Attributes:
+      program: computes scores, by `jax.jit`.
+    """
 
     def __init__(self, place: Placement):
         """Compiles when it is first called."""
         self._several = place.seeds is not None
-        self._summarise = place.jit_per_seed(summarise)
+        self.program = place.jit_per_seed(summarise)
 
     def start(self, metrics: clu_metrics.Collection) -> dict[str, jax.Array]:
         """Returns the values on the device, one per seed where there are several; does not wait."""
-        return self._summarise(metrics)
+        return self.program(metrics)
 
     def finish(self, values: dict[str, jax.Array]) -> dict[str, Any]:
         """Returns the values as numbers; waits for them.

@@ -3,6 +3,7 @@
 Source: Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks".
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -46,7 +47,24 @@ def orthogonalise(matrix: Float[Array, "rows columns"], steps: int) -> Float[Arr
     return x if wide else x.T
 
 
-def scale_by_muon(momentum: float, steps: int, rest: float, nesterov: bool = True) -> optax.GradientTransformation:
+def orthogonalise_all(matrices: Sequence[Array], steps: int) -> list[Array]:
+    """Returns `orthogonalise` of each matrix, computed as one batch.
+
+    Three products per step for all matrices together occupy a GPU better than three for each. Smaller matrices are
+    padded with zeros, which adds singular values of zero and so changes nothing. Source: github.com/hiverge/
+    cifar10-speedrun.
+    """
+    wide = [matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T for matrix in matrices]
+    rows, columns = (max(sizes) for sizes in zip(*(matrix.shape for matrix in wide)))
+    padded = [jnp.pad(x, ((0, rows - x.shape[0]), (0, columns - x.shape[1]))) for x in wide]
+    batch = jax.vmap(lambda x: orthogonalise(x, steps))(jnp.stack(padded))
+    cut = [x[: shape[0], : shape[1]] for x, shape in zip(batch, (x.shape for x in wide))]
+    return [x if x.shape == matrix.shape else x.T for x, matrix in zip(cut, matrices)]
+
+
+def scale_by_muon(
+    momentum: float, steps: int, rest: float, nesterov: bool = True, batched: bool = False
+) -> optax.GradientTransformation:
     """Muon for convolutions, momentum for everything else, as one transformation.
 
     A kernel counts as the matrix `[rows * columns * in, out]` that a convolution multiplies its patches with. Its
@@ -58,15 +76,21 @@ def scale_by_muon(momentum: float, steps: int, rest: float, nesterov: bool = Tru
       steps: see `orthogonalise`.
       rest: what it keeps for the others.
       nesterov: look ahead by one step of momentum.
+      batched: compute all kernels by `orthogonalise_all`.
     """
 
     def keeps(param: Array) -> float:
         return momentum if is_convolution(param) else rest
 
-    def direct(velocity: Array) -> Array:
-        if not is_convolution(velocity):
-            return velocity
-        return orthogonalise(velocity.reshape(-1, velocity.shape[-1]), steps).reshape(velocity.shape)
+    def direct(velocities: list[Array]) -> list[Array]:
+        kernels = [velocity for velocity in velocities if is_convolution(velocity)]
+        matrices = [kernel.reshape(-1, kernel.shape[-1]) for kernel in kernels]
+        if batched and matrices:
+            directions = orthogonalise_all(matrices, steps)
+        else:
+            directions = [orthogonalise(matrix, steps) for matrix in matrices]
+        found = iter(directions)
+        return [next(found).reshape(v.shape) if is_convolution(v) else v for v in velocities]
 
     def update(updates: PyTree, state: MuonState, params: PyTree | None = None) -> tuple[PyTree, MuonState]:
         def push(gradient, velocity):
@@ -74,7 +98,8 @@ def scale_by_muon(momentum: float, steps: int, rest: float, nesterov: bool = Tru
 
         trace = jax.tree.map(push, updates, state.trace)
         velocity = jax.tree.map(push, updates, trace) if nesterov else trace
-        return jax.tree.map(direct, velocity), MuonState(trace)
+        leaves, tree = jax.tree.flatten(velocity)
+        return jax.tree.unflatten(tree, direct(leaves)), MuonState(trace)
 
     return optax.GradientTransformation(lambda params: MuonState(jax.tree.map(jnp.zeros_like, params)), update)
 

@@ -79,7 +79,7 @@ OPTIMIZERS: dict[str, Callable[[Any], optax.GradientTransformation]] = {
         b1=config.momentum, b2=config.b2, eps=config.epsilon, nesterov=config.nesterov
     ),
     "muon": lambda config: muon.scale_by_muon(
-        config.muon.momentum, config.muon.steps, rest=config.momentum, nesterov=config.nesterov
+        config.muon.momentum, config.muon.steps, config.momentum, config.nesterov, config.muon.batched
     ),
 }
 OPTIMIZERS["adamw"] = OPTIMIZERS["adam"]  # the common name

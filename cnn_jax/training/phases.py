@@ -1,8 +1,8 @@
-"""Phases of a run: each trains some of the parameters by one rule."""
+"""Phases of a run: each trains some of the parameters by one rule, on images of one size."""
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any
+import itertools
+from collections.abc import Iterator, Sequence
 
 import jax
 import optax
@@ -10,7 +10,7 @@ from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
 from cnn_jax import config as config_lib
-from cnn_jax.data.pipeline import Batch, Pipeline, Resident
+from cnn_jax.data.pipeline import gather
 from cnn_jax.models.protocols import Network, TransferNetwork
 from cnn_jax.models.trainable import Partition
 from cnn_jax.parallel.placement import Placement
@@ -27,13 +27,15 @@ from cnn_jax.training.step import EvalStep, TrainStep
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Phase:
-    """Steps of a run in which the same parameters are trained by the same rule.
+    """Steps of a run that one compiled program trains: the same parameters by the same rule, on images of one size.
 
     Attributes:
+      begin: the step at which its optimizer began; before `start` where only the size of the images changes there.
       start: its first step.
       stop: the step after its last.
+      longest_chunk: the number of steps that none of its chunks exceeds.
       step: one train step.
-      learning_rate: of the parameters of no group, as a function of the step within the phase.
+      learning_rate: of the parameters of no group, as a function of the step since `begin`.
       on_features: whether the steps take features of a frozen backbone instead of images.
       train: runs a step per row: (state, rows, arrays, keys) to (state, metrics).
       evaluate: scores variables on a split.
@@ -41,8 +43,10 @@ class Phase:
       place: how seeds and batches are laid out.
     """
 
+    begin: int
     start: int
     stop: int
+    longest_chunk: int
     step: TrainStep
     learning_rate: optax.Schedule
     on_features: bool
@@ -52,13 +56,15 @@ class Phase:
     place: Placement
 
     def restart(self, state: TrainState) -> TrainState:
-        """Returns the state with a new optimizer, with which the phase begins."""
+        """Returns the state with which the phase starts: with a new optimizer, if it has its own."""
+        if self.start > self.begin:
+            return state
         return state.replace(opt_state=self.place.jit_per_seed(self.step.init_optimizer)(state.params))
 
     def rate(self, step: int) -> float:
         """Returns the learning rate of a step of the run, for parameters of no group."""
         with jax.numpy_dtype_promotion("standard"):  # optax mixes integers and floats
-            return float(self.learning_rate(step - self.start))
+            return float(self.learning_rate(step - self.begin))
 
 
 def make_phases(
@@ -71,9 +77,10 @@ def make_phases(
     *,
     reuse_features: bool,
     class_weights: tuple[float, ...] | None = None,
-    pipeline: type[Pipeline] = Resident,
 ) -> list[Phase]:
     """Returns the phases of a run: training and, where the configuration asks for it, fine-tuning.
+
+    Each is divided where the size of its images changes (`config.augment.sides`).
 
     Args:
       config: of the run.
@@ -84,7 +91,6 @@ def make_phases(
       place: how seeds and batches are laid out.
       reuse_features: whether features of a frozen backbone may be computed once instead of in every epoch.
       class_weights: factors of the training loss; None for 1 everywhere.
-      pipeline: how a row becomes a batch.
     """
     phases: list[Phase] = []
     epochs, partition = 0, None
@@ -95,7 +101,7 @@ def make_phases(
         learning_rate = optim.make_schedule(own.optimizer, stop - start, plan.steps_per_epoch)
         # Every epoch has the same features only if nothing changes the images.
         frozen = isinstance(model, TransferNetwork) and partition.freezes(model.backbone_name)
-        on_features = reuse_features and frozen and inputs.fixed
+        on_features = reuse_features and frozen and inputs.fixed and not own.augment.sides
         average = Average.from_config(own.average, plan.total_steps)
         step = TrainStep(
             model,
@@ -110,26 +116,47 @@ def make_phases(
             accumulate=own.accumulate,
             unroll=not place.scan,
         )
-        phases.append(
-            Phase(
-                start,
-                stop,
-                step,
-                learning_rate,
-                on_features,
-                train=Chunk(on_rows(step, pipeline.batch), place),
-                evaluate=Evaluator(EvalStep(model, step.inputs), own.eval_batch_size, place),
-                sharpness=Sharpness(step, pipeline.batch, place, own.sharpness_every if own.diagnostics else 0),
-                place=place,
+        evaluate = Evaluator(EvalStep(model, step.inputs), own.eval_batch_size, place)
+        for side, first, last in parts(own.augment.sides, start, stop):
+            each = dataclasses.replace(step, inputs=dataclasses.replace(inputs, side=side)) if side else step
+            phases.append(
+                Phase(
+                    start,
+                    first,
+                    last,
+                    min(plan.longest_chunk, last - first),
+                    each,
+                    learning_rate,
+                    on_features,
+                    train=Chunk(on_rows(each), place),
+                    evaluate=evaluate,
+                    sharpness=Sharpness(each, place, own.sharpness_every if own.diagnostics else 0),
+                    place=place,
+                )
             )
-        )
     return phases
 
 
-def on_rows(step: TrainStep, batch: Callable[[Any, Any], Batch]) -> Step:
+def parts(sides: Sequence[int], start: int, stop: int) -> Iterator[tuple[int, int, int]]:
+    """Yields (side, first step, step after the last) of each part of a phase with images of one size.
+
+    Args:
+      sides: of the images in equal parts of the phase; equal neighbours are one part. Empty for one part, with side 0.
+      start: the first step of the phase.
+      stop: the step after its last.
+    """
+    sides, end = sides or (0,), 0
+    for side, group in itertools.groupby(sides):
+        begin, end = end, end + len(list(group))
+        first, last = (start + round((stop - start) * number / len(sides)) for number in (begin, end))
+        if first < last:
+            yield side, first, last
+
+
+def on_rows(step: TrainStep) -> Step:
     """Returns a train step that takes a row of a pipeline in place of a batch."""
 
     def on_row(state, row, shared, key):
-        return step(state, batch(row, shared), key)
+        return step(state, gather(row, shared), key)
 
     return on_row

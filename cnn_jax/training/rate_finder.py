@@ -73,7 +73,7 @@ def range_test(config: ConfigDict, workdir: Path) -> RangeTest:
     optimizer = optim.make_optimizer(config.optimizer, learning_rate, partition.factors(config.optimizer.groups))
     step = dataclasses.replace(phase.step, optimizer=optimizer, skip_not_finite=False)
     pipeline = experiment.pipeline(phase, state.variables)
-    train = Chunk(on_rows(step, pipeline.batch), experiment.place)
+    train = Chunk(on_rows(step), experiment.place)
     result, average, lowest = RangeTest([], [], []), 0.0, math.inf
     with progress.bar() as bar:
         for number in bar.track(range(STEPS), description="Learning rates"):

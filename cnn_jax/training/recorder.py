@@ -51,6 +51,7 @@ class Recorder:
         """
         plan, config = experiment.plan, experiment.config
         self._plan, self._fetch, self._on_nan = plan, experiment.fetch, config.on_nan
+        self._count_unreadable = experiment.splits.count_unreadable
         loggers = (config.tensorboard, config.loggers) if is_primary() else ("off", ())
         self.summaries = Summaries(workdir, *loggers, first_step)
         self.progress = Progress(plan.total_steps, plan.epochs, plan.batch_size * config.seeds, first_step)
@@ -107,7 +108,9 @@ class Recorder:
         # The epoch to which the last step belongs, at the end of an epoch as well.
         ongoing = (chunk.stop - 1) * self._plan.batch_size / self._plan.num_examples
         speed = self.progress.update(chunk.stop, ongoing, values)
-        self.summaries.record(chunk.stop, self._plan.epoch(chunk.stop), "train", values | speed)
+        self.summaries.record(
+            chunk.stop, self._plan.epoch(chunk.stop), "train", values | speed | self._count_unreadable("train")
+        )
         if values.get(SKIPPED):
             self.progress.say(
                 f"Steps {chunk.start:,} to {chunk.stop:,}: {count(round(values[SKIPPED]), 'update')} skipped, whose "

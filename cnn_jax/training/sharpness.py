@@ -4,17 +4,15 @@ Gradient descent with momentum m is stable in a direction of curvature c only wh
 2 (1 + m) / c (Cohen et al. 2021, arXiv:2103.00065): where the sharpness exceeds 2 (1 + m) / rate, steps overshoot.
 """
 
-from collections.abc import Callable
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import Array, PyTree
 
+from cnn_jax.data.pipeline import gather
 from cnn_jax.parallel.placement import Placement
-from cnn_jax.parallel.steps import Chunk
+from cnn_jax.parallel.steps import Chunk, Rows, repeat_first
 from cnn_jax.training.metrics import Diagnostics
 from cnn_jax.training.state import TrainState
 from cnn_jax.training.step import TrainStep
@@ -32,26 +30,19 @@ class Sharpness:
     gradient's product with the vector (Pearlmutter 1994).
     """
 
-    def __init__(
-        self,
-        step: TrainStep,
-        batch: Callable[[Any, Any], Any],
-        place: Placement,
-        every: int,
-    ):
+    def __init__(self, step: TrainStep, place: Placement, every: int):
         """Compiles when it first measures.
 
         Args:
           step: the train step.
-          batch: from a row and the examples to a batch.
           place: how seeds and batches are laid out.
           every: the steps from one measurement to the next; 0 for none.
         """
-        self._step, self._batch, self._every = step, batch, every
-        self._begin = place.jit_per_seed(self._zeros)
-        self._iterate = Chunk(self._iteration, place)
+        self._step, self._every = step, every
+        self.begin = place.jit_per_seed(self._zeros)
+        self.chunk = Chunk(self._iteration, place)
 
-    def __call__(self, steps: tuple[int, int], state: TrainState, rows: PyTree, shared: PyTree, keys: PyTree) -> dict:
+    def __call__(self, steps: tuple[int, int], state: TrainState, rows: Rows, shared: PyTree, keys: PyTree) -> dict:
         """Returns the sharpness by its name, where one of the steps is due; does not wait.
 
         Args:
@@ -64,8 +55,8 @@ class Sharpness:
         start, stop = steps
         if not self._every or -start % self._every >= stop - start:
             return {}
-        rows = jax.tree.map(lambda x: np.repeat(x[:1], ITERATIONS + 1, axis=0), rows)
-        (_, sharpness), _ = self._iterate(self._begin(state), rows, shared, (state, keys))
+        rows = repeat_first(rows, ITERATIONS + 1)
+        (_, sharpness), _ = self.chunk(self.begin(state), rows, shared, (state, keys))
         return {"sharpness": sharpness}
 
     def _zeros(self, state: TrainState) -> tuple[PyTree, Array]:
@@ -75,7 +66,7 @@ class Sharpness:
     def _iteration(self, carry: tuple, row: PyTree, shared: PyTree, own: tuple) -> tuple[tuple, Diagnostics]:
         """Returns the next vector, of norm 1, and the Rayleigh quotient of the one before; the first was zero."""
         (vector, _), (state, key) = carry, own
-        loss = self._step.loss(state, self._batch(row, shared), key)
+        loss = self._step.loss(state, gather(row, shared), key)
 
         def slope(params):
             gradient, _ = jax.grad(loss, has_aux=True)(params)

@@ -142,13 +142,13 @@ class TrainStep:
           key: the run's root key.
           **capture: further arguments of `flax.linen.Module.apply`, which make the network sow its values.
         """
-        loss, arguments = self._loss(state, batch, key, capture)
-        return lambda trained: loss(trained, *arguments)
+        loss, constants, arguments = self._loss(state, batch, key, capture)
+        return lambda trained: loss(trained, constants, *arguments)
 
     def _loss(
         self, state: TrainState, batch: Batch, key: PRNGKeyArray, capture: Mapping[str, Any]
-    ) -> tuple[Callable[..., tuple[Array, Any]], tuple[Any, ...]]:
-        """Returns the loss as a function of the trained parameters and a batch, and the arguments for the batch."""
+    ) -> tuple[Callable[..., tuple[Array, Any]], tuple[Any, ...], tuple[Any, ...]]:
+        """Returns the loss as a function of the trained parameters, of constants and of a batch, and these two."""
         dropout_key, offset, count = rng.stream(key, "dropout", state.step), 0, batch["mask"].sum()
         if self.axis_name is not None:
             device = jax.lax.axis_index(self.axis_name)
@@ -160,8 +160,9 @@ class TrainStep:
         if self.class_weights is not None:
             targets = targets * jnp.asarray(self.class_weights, targets.dtype)[None]
 
-        def loss(trained, batch_stats, inputs, targets, mask, dropout_key):
-            variables = {"params": self._merge(trained, state.params), "batch_stats": batch_stats}
+        def loss(trained, constants, batch_stats, inputs, targets, mask, dropout_key):
+            params, count = constants
+            variables = {"params": self._merge(trained, params), "batch_stats": batch_stats}
             with self._frozen_statistics(), layers.batch_axis(self.axis_name):
                 logits, updated = self.model.apply(
                     variables,
@@ -176,7 +177,7 @@ class TrainStep:
             # Divided by the examples of all devices and parts: their gradients then add up to that of the whole.
             return jnp.where(mask, losses, 0).sum() / count.astype(losses.dtype), (logits, losses, updated)
 
-        return loss, (state.batch_stats, inputs, targets, batch["mask"], dropout_key)
+        return loss, (state.params, count), (state.batch_stats, inputs, targets, batch["mask"], dropout_key)
 
     def gradients(
         self, state: TrainState, batch: Batch, key: PRNGKeyArray, **capture: Any
@@ -185,11 +186,11 @@ class TrainStep:
 
         The arguments are those of `loss`.
         """
-        loss, arguments = self._loss(state, batch, key, capture)
-        gradient = jax.grad(loss, has_aux=True)
+        loss, constants, arguments = self._loss(state, batch, key, capture)
+        gradient = _gradient(loss)
         if self.accumulate > 1:
             gradient = _in_parts(gradient, self.accumulate, self.unroll)
-        grads, aux = gradient(self.trained(state.params), *arguments)
+        grads, aux = gradient(self.trained(state.params), constants, *arguments)
         return grads if self.axis_name is None else jax.lax.psum(grads, self.axis_name), aux
 
     def _finite(self, losses: jax.Array, mask: jax.Array, grads: PyTree) -> jax.Array:
@@ -234,6 +235,32 @@ class EvalStep:
         )
 
 
+def _gradient(loss: Callable[..., tuple[Array, Any]]) -> Callable[..., tuple[PyTree, Any]]:
+    """Returns `jax.grad(loss, has_aux=True)`, which under `jax.vmap` is the gradient of a sum over the mapped axis.
+
+    The two are equal, because no term of the sum depends on the parameters of another. But `vmap` of the gradient of
+    a kernel is a grouped convolution whose windows are as large as an image, with operands that must be transposed;
+    the gradient of a `vmap` is a grouped gradient of a kernel, which cuDNN has.
+    """
+    gradient = jax.custom_batching.custom_vmap(jax.grad(loss, has_aux=True))
+
+    @gradient.def_vmap
+    def of_sum(size: int, mapped: Any, trained: PyTree, *others: Any) -> tuple[Any, Any]:
+        trained = jax.tree.map(
+            lambda x, is_mapped: x if is_mapped else jnp.broadcast_to(x, (size, *x.shape)), trained, mapped[0]
+        )
+        axes = jax.tree.map(lambda is_mapped: 0 if is_mapped else None, tuple(mapped[1:]))
+
+        def total(trained):
+            losses, aux = jax.vmap(loss, in_axes=(0, *axes), axis_size=size)(trained, *others)
+            return losses.sum(), aux
+
+        result = jax.grad(total, has_aux=True)(trained)
+        return result, jax.tree.map(lambda _: True, result)
+
+    return gradient
+
+
 def _in_parts(gradient: Callable[..., Any], parts: int, unroll: bool) -> Callable[..., Any]:
     """Returns a function like `gradient` that computes a batch in parts, one after the other, and adds the gradients.
 
@@ -247,7 +274,7 @@ def _in_parts(gradient: Callable[..., Any], parts: int, unroll: bool) -> Callabl
     def join(x):
         return x.swapaxes(0, 1).reshape(-1, *x.shape[2:])
 
-    def summed(trained, batch_stats, inputs, targets, mask, dropout_key):
+    def summed(trained, constants, batch_stats, inputs, targets, mask, dropout_key):
         def step(carry, part):
             (batch_stats, total), (index, *examples) = carry, part
             if unroll:
@@ -256,7 +283,7 @@ def _in_parts(gradient: Callable[..., Any], parts: int, unroll: bool) -> Callabl
                 overflow = sum(jnp.ravel(leaf)[0] for leaf in jax.tree.leaves(total)) == jnp.inf
                 examples[0] = jnp.where(overflow, 0, examples[0])
             grads, (logits, losses, updated) = gradient(
-                trained, batch_stats, *examples, jax.random.fold_in(dropout_key, index)
+                trained, constants, batch_stats, *examples, jax.random.fold_in(dropout_key, index)
             )
             updated, statistics = dict(updated), updated.get("batch_stats", {})
             updated.pop("batch_stats", None)

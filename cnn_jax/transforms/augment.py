@@ -97,6 +97,17 @@ def cutout(image: Image, key: PRNGKeyArray, size: int, fill: tuple[float, float,
     return jnp.where(covered[:, :, None], jnp.asarray(fill, image.dtype).reshape(1, 1, 3), image)
 
 
+def resize(images: Float[Array, "batch height width 3"], side: int) -> Float[Array, "batch side side 3"]:
+    """Returns images resized to `side` x `side` pixels, bilinearly and without antialiasing.
+
+    Smaller images make the first epochs of a run cheaper, which learn what can be seen in them: progressive resizing
+    (Howard 2018, fast.ai's entry to DAWNBench). Whole images are resized, since a crop loses what is outside of it. On
+    CIFAR-10, 24, 28 and then 32 pixels saved 0.08 s of 1.9 s (github.com/fulcrumresearch/cifar-10-speedrun).
+    """
+    shape = (images.shape[0], side, side, images.shape[3])
+    return jax.image.resize(images, shape, "bilinear", antialias=False)
+
+
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
     """The enabled transforms, applied in the order of the fields; all are off by default.

@@ -1,6 +1,7 @@
-"""Atomic file writes, and JSON that may be damaged."""
+"""Atomic file writes that survive a power loss, and JSON that may be damaged."""
 
 import contextlib
+import errno
 import json
 import os
 import time
@@ -18,7 +19,7 @@ def replacing(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
     """Yields a file that becomes `path` when the block ends, replacing a file of that name.
 
     It is written as `NAME.PID.partial` in the same folder, so that no reader sees half of it. Where the block or the
-    disk fails, `path` is left as it was.
+    disk fails, `path` is left as it was. After a power loss it is the old file or the new one.
 
     Args:
       path: the file to write; its folder must exist.
@@ -32,11 +33,35 @@ def replacing(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
     try:
         with partial.open(mode, encoding=None if "b" in mode else "utf-8") as file:
             yield file
+            file.flush()
+            os.fsync(file.fileno())  # otherwise the disk may know the new name before the content
         _replace(partial, path)
+        sync(path.parent)
     except BaseException:
         with contextlib.suppress(OSError):
             partial.unlink()
         raise
+
+
+def sync(*paths: Path) -> None:
+    """Waits until files, or the lists of names in folders, are on the disk and not only in the memory of the system.
+
+    Does nothing on Windows, which syncs no file that is open for reading, and no folder.
+
+    Raises:
+      OSError: the disk has failed.
+    """
+    if os.name == "nt":
+        return
+    for path in paths:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # a file system that has no such operation for folders
+                raise
+        finally:
+            os.close(descriptor)
 
 
 def write_output(path: Path, parts: Iterable[bytes]) -> None:

@@ -5,6 +5,7 @@ opt_state}; `metadata`, JSON with the config, the class names and the preprocess
 is the average, and `train` also has the {params, batch_stats} from which training continues.
 """
 
+import concurrent.futures
 import contextlib
 import math
 import os
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from absl import logging
 from jaxtyping import PyTree
@@ -26,6 +28,7 @@ from cnn_jax.workdir import manifest
 from cnn_jax.workdir.disk import check_room, errors_in_one_line
 from cnn_jax.workdir.layout import CONFIG_FILE, METRICS_FILE
 from cnn_jax.workdir.manifest import Step
+from cnn_jax.workdir.provenance import other_images
 
 Items = dict[str, PyTree]  # by name: "model" and "train"
 
@@ -42,6 +45,9 @@ class Checkpoints:
     The last two are kept, so that one is left should the other be damaged on disk, and the best. A step is written
     under another name and renamed when it is complete, manifest included; a step that is deleted is renamed first. So
     a process that is killed at any moment leaves whole steps, and readers see no others.
+
+    A thread can write a step while training continues. At most one step is being written, and everything else waits for
+    it; the end of the `with` statement does too.
 
     Several processes of a run save and restore together, in a folder that all of them see; Orbax decides which writes
     what. The first one alone writes manifests, renames and deletes, and chooses the step to restore.
@@ -69,6 +75,8 @@ class Checkpoints:
                 "model", "train", "metadata", metrics=ocp.JsonCheckpointHandler(filename="metrics")
             )
         )
+        self._thread = concurrent.futures.ThreadPoolExecutor(1, "save")
+        self._saving: concurrent.futures.Future[None] | None = None
         self._primary = is_primary()
         with self._primary_first():
             self._remove_leftovers()
@@ -82,37 +90,64 @@ class Checkpoints:
         return self
 
     def __exit__(self, *_) -> None:
-        self._checkpointer.close()
-        os.close(self._opened)
+        try:
+            self.wait()
+        finally:
+            self._thread.shutdown()
+            self._checkpointer.close()
+            os.close(self._opened)
+
+    def wait(self) -> None:
+        """Returns when the step that is being written, if there is one, is on disk; raises what `save` would."""
+        saving, self._saving = self._saving, None
+        if saving:
+            saving.result()
 
     @property
     def latest_step(self) -> int | None:
         """The last step that was saved and is intact."""
+        self.wait()
         return max((step.number for step in self._sound), default=None)
 
     @property
     def best_step(self) -> int | None:
         """The intact step with the highest score; the latest where none was scored."""
+        self.wait()
+        return self._best
+
+    @property
+    def _best(self) -> int | None:
         return manifest.best(self._sound).number if self._sound else None
 
     @property
     def _sound(self) -> list[Step]:
         return [step for step in self._steps.values() if step.sound]
 
-    def save(self, step: int, items: Items, score: float | None = None) -> None:
-        """Saves a step, unless it is there already; returns when it is on disk.
+    def save(self, step: int, items: Items, score: float | None = None, *, wait: bool = True) -> None:
+        """Saves a step, unless it is there already.
 
         Args:
           step: its number.
           items: "model" and "train", trees of arrays.
           score: the higher, the better; None where it was not measured. NaN counts as the worst.
+          wait: whether to return when it is on disk. Otherwise the arrays are copied on the device, to be written while
+            it computes; what goes wrong is raised by the next use of this object. Several processes
+            wait in any case, because they save in step with each other.
 
         Raises:
           UserError: the disk is full, read-only or gone; no half-written step is left.
         """
+        self.wait()
         if step in self._steps and self._steps[step].sound:
             return
         score = score if score is not None and math.isfinite(score) else None
+        records = manifest.describe_records(self._records)  # they grow while the step is written
+        if wait or not is_alone():  # several processes must save in step with each other
+            self._save(step, items, score, records)
+        else:
+            self._saving = self._thread.submit(self._save, step, _copy(items), score, records)
+
+    def _save(self, step: int, items: Items, score: float | None, records: dict[str, Any]) -> None:
         args = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
         args["metadata"] = ocp.args.JsonSave(self._metadata)
         if score is not None:
@@ -125,17 +160,19 @@ class Checkpoints:
                 check_room(self.directory, _size(items))
                 self._checkpointer.save(folder, args=ocp.args.Composite(**args), force=True)
                 if self._primary:
-                    manifest.write(folder, step, score, self._metadata["config"], self._records)
+                    manifest.write(folder, step, score, self._metadata["config"], records)
+                    _sync(folder, self._records)
                     self._check_directory()
                     self._delete(step)  # an unfinished one
                     folder.rename(self.directory / str(step))
+                    files.sync(self.directory)  # before older steps are deleted
         except BaseException:
             with contextlib.suppress(OSError):
                 self._remove_leftovers()
             self._check_directory()  # whose loss Orbax reports in many ways
             raise
         self._steps[step] = Step(step, -math.inf if score is None else float(score))
-        kept = {*sorted(each.number for each in self._sound)[-2:], self.best_step}
+        kept = {*sorted(each.number for each in self._sound)[-2:], self._best}
         for number in [number for number in self._steps if number < step and number not in kept]:
             self._delete(number)
         wait_for_all("saved")
@@ -152,6 +189,7 @@ class Checkpoints:
         Raises:
           UserError: every step is damaged, or they belong to another run, to another network or to other data.
         """
+        self.wait()
         failed = {step.number: step.damage for step in self._steps.values() if step.damage}
         for step in _in_order_of_trust(self._steps.values()):
             metadata = None
@@ -200,7 +238,8 @@ class Checkpoints:
         )
         if self._primary:
             with errors_in_one_line(self.directory):
-                manifest.write(self.directory / str(step), step, None, self._metadata["config"], self._records)
+                records = manifest.describe_records(self._records)
+                manifest.write(self.directory / str(step), step, None, self._metadata["config"], records)
         self._steps[step] = Step(step)
 
     @contextlib.contextmanager
@@ -228,7 +267,7 @@ class Checkpoints:
             )
 
     def _check_data(self, metadata: dict[str, Any]) -> None:
-        if metadata.get(FINGERPRINT) != self._metadata.get(FINGERPRINT):
+        if other_images(metadata.get(FINGERPRINT), self._metadata.get(FINGERPRINT)):
             raise UserError(
                 f"The training images are not those that the run in {self.directory.parent} began with: bring them "
                 "back, or take another --workdir."
@@ -249,6 +288,12 @@ class Checkpoints:
         if self._steps.pop(step, None) and self._primary:
             deleted = (self.directory / str(step)).rename(self.directory / f"{step}{_DELETED}")
             shutil.rmtree(deleted, ignore_errors=True)
+
+
+@jax.jit
+def _copy(items: Items) -> Items:
+    """Returns arrays that no later step overwrites."""
+    return jax.tree.map(jnp.copy, items)
 
 
 def restore_model(
@@ -331,6 +376,11 @@ def _notice(taken: Step, steps: list[Step], asked: int | str, flaws: dict[int, s
         return ""
     text = "; ".join(reasons)
     return f"{text[0].upper()}{text[1:]}: step {taken.number} is used" + ("." if taken.finished else ", unchecked.")
+
+
+def _sync(folder: Path, records: Path) -> None:
+    """Waits until a step is on the disk, before it gets its name: disks may store the new name first."""
+    files.sync(*(path for path in (records, *folder.rglob("*"), folder) if path.exists()))
 
 
 def _size(items: Items) -> int:

@@ -40,14 +40,19 @@ class Step:
         return self.finished and self.damage is None
 
 
-def write(folder: Path, step: int, score: float | None, config: dict[str, Any], records: Path) -> None:
+def describe_records(records: Path) -> dict[str, Any]:
+    """Returns size and SHA-256 of the file of records, as a manifest has them."""
+    return _describe(records.read_bytes() if records.exists() else b"")
+
+
+def write(folder: Path, step: int, score: float | None, config: dict[str, Any], records: dict[str, Any]) -> None:
     """Writes the manifest of the files in `folder`, which are complete, and of the records up to this step."""
     content = {
         "step": step,
         "score": score,
         "config": _digest(_json(config).encode()),
         "files": _describe_files(folder),
-        "records": _describe(records.read_bytes() if records.exists() else b""),
+        "records": records,
     }
     (folder / MANIFEST).write_text(_sealed(content))
 

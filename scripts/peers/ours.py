@@ -1,6 +1,6 @@
 """cnn_jax itself, for scripts/benchmark.py: the `Experiment` that the command trains, with chunks and metrics.
 
-Variants: "" or "bfloat16".
+Variants: "" or "float32", or "bfloat16"; with "-scan", with the compiled loop that a GPU has.
 """
 
 import sys
@@ -33,7 +33,8 @@ class Ours:
         """Builds the experiment of stage `batchnorm`; see `workload.Contender`."""
         config = config_lib.load(ROOT / "configs" / "batchnorm.py")
         config.batch_size, config.steps_per_call, config.epochs = batch, steps, 1_000_000
-        config.dtype = variant or "float32"
+        dtype, _, steps_of = variant.partition("-")
+        config.dtype, config.mesh.steps = dtype or "float32", steps_of or "auto"
         # A multiple of the chunk, because none crosses an epoch.
         images, labels = workload.data(batch * steps * max(1, workload.VERIFIED_STEPS // steps))
         source = ArraySource(tuple(str(label) for label in range(workload.CLASSES)), labels, images)

@@ -134,7 +134,15 @@ def test_the_temperature_is_found_again(temperature):
 def test_a_temperature_that_does_not_exist_is_the_limit():
     log_probs, labels = CASES["all wrong"]
     assert scores.fit_temperature(log_probs, labels) == pytest.approx(scores.TEMPERATURES[1])
-    assert scores.fit_temperature(log_probs, log_probs.argmax(-1)) == pytest.approx(scores.TEMPERATURES[0])
+
+
+def test_right_predictions_give_no_temperature():
+    """Any temperature below 1 would have a lower loss, and claim a certainty that nothing supports."""
+    log_probs, _ = CASES["usual"]
+    labels = log_probs.argmax(-1)
+    assert scores.fit_temperature(log_probs, labels) == 1
+    labels[0] = log_probs[0].argmin()  # the first mistake gives one
+    assert scores.TEMPERATURES[0] < scores.fit_temperature(log_probs, labels) < 1
 
 
 def test_calibration_changes_no_prediction():

@@ -1,4 +1,5 @@
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from cnn_jax import rng
@@ -20,6 +21,14 @@ def test_model_table_counts_parameters_and_operations():
     assert "conv1_1/kernel" in table and "head/bias" in table
     assert f"Total: {CONV + HEAD:,}\n" in table
     assert "million FLOPs per image" in table
+
+
+def test_operations_are_those_of_the_compiled_program_where_jax_has_no_others(monkeypatch):
+    def missing(self):
+        raise NotImplementedError
+
+    monkeypatch.setattr(jax.stages.Lowered, "cost_analysis", missing)
+    assert "million FLOPs per image" in model_table(MODEL, variables(), (8, 8))
 
 
 def test_model_table_tells_trained_from_frozen_parameters_and_sums_up_large_networks_by_module():

@@ -44,9 +44,10 @@ def test_confidence_in_words(first, second, headline):
 
 
 def test_a_probability_that_is_not_calibrated_is_said_to_be():
-    verdict = wording.judge(distribution(0.97), CLASSES, None)
-    assert verdict.headline == "Almost certainly “a”."
-    assert verdict.explanation == "Confidence: 97 %. How often such predictions are right has not been measured."
+    for calibration in (None, Calibration(1.0, 0.3)):  # none was fitted, or none could be
+        verdict = wording.judge(distribution(0.97), CLASSES, calibration)
+        assert verdict.headline == "Almost certainly “a”."
+        assert verdict.explanation == "Confidence: 97 %. How often such predictions are right has not been measured."
 
 
 def test_the_threshold_is_the_networks_own():

@@ -49,6 +49,9 @@ def test_a_cpu_is_one_device_unless_the_configuration_says_otherwise():
     spread = Placement.from_config(make_config(seeds=4, mesh__seed=2, mesh__data=2))
     assert dict(spread.mesh.shape) == {"seed": 2, "data": 2}
     assert spread.layout == {"steps": "loop", "seeds": "devices", "mesh": "data 2"}
+    as_on_a_gpu = Placement.from_config(make_config(seeds=4, mesh__steps="scan"))
+    assert as_on_a_gpu.layout == {"steps": "scan", "seeds": "vmap"}
+    assert Placement.from_config(make_config(mesh__steps="loop")) == Placement.from_config(make_config())
 
 
 @pytest.mark.parametrize(
@@ -73,7 +76,7 @@ def test_images_spread_by_rows_are_the_same_images(dataset, devices):
     size = 12 if devices == 3 else 16
     everywhere, one, values = first_chunk(dataset, mesh__data=devices, batch_size=size)
     spread, many, others = first_chunk(dataset, mesh__data=devices, batch_size=size, mesh__images="shard")
-    images = spread.splits.images("train")["image"]
+    images = spread.splits.examples("train").shared["image"]
     assert images.addressable_shards[0].data.shape[0] == -(-200 // devices)
     np.testing.assert_array_equal(np.asarray(images)[:200], everywhere.splits.host("train")["image"])
     assert_close(one.variables, many.variables)

@@ -1,5 +1,9 @@
 """Chunks: a scan or a loop, one seed or many, padded or not, give the same."""
 
+import dataclasses
+from types import SimpleNamespace
+from unittest import mock
+
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -69,6 +73,32 @@ def test_many_seeds_are_single_chunks(layout, scan):
         expected, expected_total = one_by_one(jnp.arange(12.0).reshape(4, 3)[seed], rows[:, seed], keys[seed])
         np.testing.assert_allclose(state["sum"][seed], expected, rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(total.value[seed], expected_total, rtol=1e-6)
+
+
+@pytest.mark.parametrize("length", [0, 7])
+@pytest.mark.parametrize("seeds", [1, 4])
+def test_a_scan_is_compiled_from_shapes_before_there_are_arrays(seeds, length):
+    place = Placement.choose(seeds, seed_layout="vmap" if seeds > 1 else None, scan=True)
+    chunk, lead = Chunk(step, place), (seeds,) if seeds > 1 else ()
+    start = {"sum": jax.ShapeDtypeStruct((*lead, 3), jnp.float32, sharding=place.state)}
+    rows = {"x": np.ones((5, *lead, 3), np.float32)}
+    keys = place.abstract(lambda: rng.root(0))
+    arguments = chunk.abstract(start, rows, jax.ShapeDtypeStruct((), jnp.float32), keys, length)
+    assert arguments[1]["x"].shape == (length or 5, *lead, 3)
+    chunk.program.trace(*arguments).lower().compile()
+    state, total = jax.eval_shape(chunk.program, *arguments)
+    key, begin = place.stack([rng.root(seed) for seed in range(seeds)]), jnp.zeros((*lead, 3))
+    results = chunk(place.put({"sum": begin}, place.state), rows, jnp.float32(2), key, length)
+    expected = jax.tree.map(lambda x: (x.shape, x.dtype), results)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), (state, total)) == expected
+
+
+@pytest.mark.parametrize("platform, options", [("gpu", {"xla_gpu_deterministic_ops": True}), ("cpu", None)])
+def test_deterministic_kernels_are_an_option_of_the_programs_for_gpus(platform, options):
+    mesh = mock.Mock(spec=jax.sharding.Mesh, devices=np.array([SimpleNamespace(platform=platform)]))
+    place = Placement(mesh, deterministic=True)
+    assert place.compiler_options == options
+    assert dataclasses.replace(place, deterministic=False).compiler_options is None
 
 
 def test_a_cpu_loops_over_steps_and_seeds():

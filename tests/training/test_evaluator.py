@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 
 from cnn_jax import rng
+from cnn_jax.data.pipeline import Resident
 from cnn_jax.models.cnn import CNN
 from cnn_jax.training.evaluator import Evaluator
 from cnn_jax.training.inputs import ImageInputs
@@ -23,7 +24,7 @@ def arrays():
 @pytest.mark.parametrize("batch_size", [1, 7, 52, 53, 54, 200])
 def test_does_not_depend_on_the_batch_size(arrays, batch_size):
     variables = MODEL.init(rng.root(0), jnp.zeros((1, 8, 8, 3)), train=False)
-    metrics = Evaluator(EvalStep(MODEL, ImageInputs(Preprocessing())), batch_size)(variables, arrays)
+    metrics = Evaluator(EvalStep(MODEL, ImageInputs(Preprocessing())), batch_size)(variables, Resident(arrays))
     logits = MODEL.apply(variables, arrays["image"].astype(jnp.float32) / 255, train=False)
     assert int(metrics.accuracy.count) == 53
     assert int(metrics.accuracy.total) == int((logits.argmax(-1) == arrays["label"]).sum())

@@ -26,6 +26,26 @@ def test_the_size_of_the_gradient_does_not_matter_and_zeros_stay_zeros():
     assert (muon.orthogonalise(0 * matrix, 5) == 0).all()
 
 
+def test_a_batch_of_padded_matrices_is_each_one_alone():
+    generator = np.random.RandomState(0)
+    shapes = [(27, 8), (72, 8), (72, 16), (72, 16), (16, 40), (5, 5)]
+    matrices = [jnp.asarray(generator.randn(*shape) * 10**index, jnp.float32) for index, shape in enumerate(shapes)]
+    for batched, matrix in zip(muon.orthogonalise_all(matrices, 5), matrices, strict=True):
+        np.testing.assert_allclose(batched, muon.orthogonalise(matrix, 5), rtol=1e-4, atol=1e-5)
+
+
+def test_batched_updates_are_those_of_kernels_one_by_one():
+    kernels = {"kernel2": (3, 3, 5, 5), "kernel3": (3, 3, 5, 5), "kernel4": (1, 1, 5, 7)}
+    others = {name: jnp.asarray(np.random.RandomState(9).randn(*shape), jnp.float32) for name, shape in kernels.items()}
+    params, grads = params_of(0) | others, params_of(1) | others
+    settings = {"momentum": 0.6, "steps": 3, "keep_norms": True}
+    updates = []
+    for batched in (False, True):
+        optimizer = make(muon=settings | {"batched": batched})
+        updates.append(optimizer.update(grads, optimizer.init(params), params)[0])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), *updates)
+
+
 def make(**changes):
     config = stage("speedrun").optimizer
     config.update({"learning_rate": 0.1, "schedule": "constant", "weight_decay": 0.0} | changes)

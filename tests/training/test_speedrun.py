@@ -18,6 +18,7 @@ from cnn_jax.parallel.placement import Placement
 from cnn_jax.training.experiment import Experiment
 from cnn_jax.training.loop import train
 from cnn_jax.workdir.records import read_metrics
+from cnn_jax.workdir.stopwatch import Stopwatch
 
 TOTAL = 25
 INGREDIENTS = {
@@ -72,6 +73,23 @@ def test_chunks_span_epochs_and_scores_come_once(finished):
     assert times["seconds"]["compile"] > times["seconds"]["train"] > 0
 
 
+def test_another_seed_is_its_run_and_compiles_nothing(dataset):
+    first, config = Experiment(load(), dataset), load()
+    config.seed = 3
+
+    def begin(experiment):
+        _, state, metrics = experiment.train_chunk(experiment.init(), 0)
+        return jax.tree.map(np.asarray, (state, metrics))
+
+    begin(first)
+    watch = Stopwatch()
+    with watch.measure("again"):
+        again = begin(first.with_seed(3))
+    assert watch.seconds["compile"] == 0
+    jax.tree.map(np.testing.assert_array_equal, again, begin(Experiment(config, dataset)))
+    assert first.config.seed == 0 and list(first.with_seed(3).seeds) == [3]
+
+
 def test_the_whitening_kernel_is_that_of_the_images_and_frozen(finished, dataset):
     experiment = Experiment(load(), dataset)
     first, (served, going_on) = experiment.init(), final_arrays(finished, TOTAL)
@@ -118,6 +136,25 @@ def test_averaged_statistics_fit_the_averaged_weights(finished, dataset):
         exact = exact | update(exact)
     losses = [experiment.evaluate(each, "validation")["loss"] for each in (variables, exact)]
     assert abs(losses[0] - losses[1]) < 0.1 * losses[1]
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_the_warm_up_leaves_the_state_and_compiles_the_program(dataset, scan):
+    experiment = Experiment(load(), dataset, place=Placement.choose(scan=scan))
+    state, (phase,) = experiment.init(), experiment.phases
+    before = jax.device_get(state)
+    pipeline = experiment.pipeline(phase, state.variables)
+    experiment.warm_up(phase, state, pipeline, 0)
+    jax.tree.map(np.testing.assert_array_equal, before, jax.device_get(state))
+    size = phase.train.program._cache_size()
+    _, state, _ = experiment.train_chunk(state, 0)
+    assert phase.train.program._cache_size() == size == 1
+    assert not np.array_equal(before.params["head"]["kernel"], state.params["head"]["kernel"])
+
+
+def test_the_warm_up_is_timed_apart(finished):
+    seconds = json.loads((finished / "times.json").read_text())["seconds"]
+    assert seconds["warm-up"] > 0 and seconds["train"] > 0
 
 
 def test_the_run_as_one_program_equals_the_loop(finished, dataset):

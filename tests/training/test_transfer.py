@@ -153,7 +153,8 @@ def test_a_run_goes_on_without_the_file_of_weights(finished, config, tmp_path, m
     for step in (workdir / "checkpoints").iterdir():
         path = step / "metadata" / "metadata"
         path.write_text(json.dumps(json.loads(path.read_text()) | {"config": config.to_dict()}))
-        manifest.write(step, int(step.name), None, config.to_dict(), workdir / "metrics.jsonl")
+        records = manifest.describe_records(workdir / "metrics.jsonl")
+        manifest.write(step, int(step.name), None, config.to_dict(), records)
     assert train(config, str(workdir)) == 0
 
 

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from cnn_jax import rng
+from cnn_jax.data.pipeline import Resident
 from cnn_jax.inference.classifier import make_scorer
 from cnn_jax.models.cnn import CNN
 from cnn_jax.training.evaluator import Evaluator
@@ -60,7 +61,7 @@ def test_evaluation_and_inference_agree():
     losses = []
     for views in (TTA(True, 1), NO_TTA):
         evaluate = Evaluator(EvalStep(MODEL, ImageInputs(Preprocessing(), tta=views)), 4)
-        scored = summarise(evaluate(variables, {"image": jnp.asarray(pixels), "label": jnp.asarray(labels)}))
+        scored = summarise(evaluate(variables, Resident({"image": jnp.asarray(pixels), "label": jnp.asarray(labels)})))
         served = make_scorer(MODEL, variables, Preprocessing(), views)(pixels)
         losses.append(float(scored["loss"]))
         np.testing.assert_allclose(losses[-1], -np.mean(np.asarray(served)[np.arange(7), labels]), rtol=1e-5)

@@ -1,5 +1,8 @@
 """Atomic writes: the whole file, or no change."""
 
+import os
+import stat
+
 import pytest
 
 from cnn_jax.utils import files
@@ -15,6 +18,19 @@ def test_a_file_is_replaced_when_the_block_ends(tmp_path, mode, content, on_disk
         assert path.read_bytes() == b"before"
     assert path.read_bytes() == on_disk
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_content_is_on_the_disk_before_the_name(tmp_path, monkeypatch):
+    path, seen, fsync = tmp_path / "file", [], os.fsync
+
+    def synced(descriptor):
+        seen.append((stat.S_ISDIR(os.fstat(descriptor).st_mode), path.exists()))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    with files.replacing(path) as file:
+        file.write("content")
+    assert seen == [(False, False), (True, True)]  # the file, then the folder with its new name
 
 
 def test_a_failure_leaves_the_folder_as_it_was(tmp_path):

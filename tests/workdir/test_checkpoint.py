@@ -1,8 +1,12 @@
 """What is kept, what is restored, and what happens when a disk lies."""
 
+import errno
 import json
 import math
+import os
 import shutil
+import threading
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -68,6 +72,89 @@ def test_the_latest_and_the_best_are_kept(tmp_path):
             assert checkpoints.latest_step == step
         assert checkpoints.best_step == 2
         assert steps_of(tmp_path) == [2, 6, 7]
+
+
+def test_a_step_is_written_while_its_buffers_are_used_again(tmp_path, monkeypatch):
+    """A thread writes it; until then readers see the step before, and what comes next waits."""
+    step = jax.jit(lambda items: jax.tree.map(lambda x: x + 1, items), donate_argnums=0)
+    go, write = threading.Event(), manifest.write
+
+    def late(*arguments):
+        assert go.wait(60)
+        write(*arguments)
+
+    records = tmp_path / "metrics.jsonl"
+    records.write_text("1\n")
+    directory = tmp_path / "checkpoints"
+    with Checkpoints(directory, METADATA) as checkpoints:
+        checkpoints.save(1, make_items(1), wait=False)
+        assert checkpoints.latest_step == 1
+        monkeypatch.setattr(manifest, "write", late)
+        items = make_items(2)
+        checkpoints.save(2, items, 0.5, wait=False)
+        assert steps_of(directory) == [1]
+        step(items)
+        records.write_text("1\n2\n")
+        go.set()
+        assert checkpoints.latest_step == 2
+        assert_equal(checkpoints.restore(target)[1], make_items(2))
+        checkpoints.save(3, make_items(3), wait=False)
+    assert steps_of(directory) == [2, 3]
+    assert json.loads((directory / "2" / "manifest.json").read_text())["records"]["size"] == 2
+    assert not manifest.records_changed(directory / "2", records)
+
+
+@pytest.mark.parametrize("then", ["wait", "save", "restore", "latest_step", "leave"])
+def test_an_error_in_the_thread_is_raised_by_what_follows(tmp_path, monkeypatch, then):
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "disk")
+
+    def fail():
+        with Checkpoints(tmp_path, METADATA) as checkpoints:
+            checkpoints.save(1, make_items(1))
+            monkeypatch.setattr(manifest, "write", full)
+            checkpoints.save(2, make_items(2), wait=False)
+            match then:
+                case "wait":
+                    checkpoints.wait()
+                case "save":
+                    checkpoints.save(3, make_items(3), wait=False)
+                case "restore":
+                    checkpoints.restore(target)
+                case "latest_step":
+                    assert checkpoints.latest_step
+
+    with pytest.raises(UserError, match=r"^disk: No space left on device\."):
+        fail()
+    assert [path.name for path in tmp_path.iterdir()] == ["1"]
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="finds out there which files are synced")
+def test_a_step_is_on_the_disk_before_it_gets_its_name(tmp_path, monkeypatch):
+    """A disk that loses power has what was synced; of the rest it may have any part."""
+    directory, events = tmp_path / "checkpoints", []
+    fsync, rename = os.fsync, Path.rename
+
+    def synced(descriptor):
+        events.append(("synced", Path(os.readlink(f"/proc/self/fd/{descriptor}"))))
+        fsync(descriptor)
+
+    def renamed(path, target):
+        events.append(("renamed", Path(target), {path, *path.rglob("*")}))
+        return rename(path, target)
+
+    (tmp_path / "metrics.jsonl").write_text("{}\n")
+    with Checkpoints(directory, METADATA) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(step, make_items(step))
+        monkeypatch.setattr(os, "fsync", synced)
+        monkeypatch.setattr(Path, "rename", renamed)
+        checkpoints.save(3, make_items(3))
+    kinds = [(event[0], event[1].name) for event in events]
+    commit, deletion = kinds.index(("renamed", "3")), kinds.index(("renamed", "1.deleted"))
+    before = {event[1] for event in events[:commit]}
+    assert before == {*events[commit][2], tmp_path / "metrics.jsonl"}
+    assert commit < kinds.index(("synced", "checkpoints")) < deletion
 
 
 def test_nan_is_never_the_best(tmp_path):

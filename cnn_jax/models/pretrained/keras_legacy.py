@@ -1,7 +1,9 @@
 """Reader of weight files of Keras 1 and 2 (`.h5`)."""
 
+import contextlib
+import subprocess
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import count, takewhile
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,23 @@ import numpy as np
 from cnn_jax.errors import UserError
 
 _MOST_NAMES = 10_000
+_SECONDS = 30  # to read all lists of names; the largest file of keras.applications takes about one
+
+# Damaged lists of texts of variable length make HDF5 hang or crash, so they are first read in a process of their own.
+# Other errors are found again here.
+_TRIAL = """
+import contextlib, sys
+import h5py
+with contextlib.suppress(Exception), h5py.File(sys.argv[1], "r") as file:
+    def read(_, item):
+        for name in item.attrs:
+            with contextlib.suppress(Exception):
+                held = item.attrs.get_id(name)
+                if held.dtype.kind == "O" and len(held.shape) == 1 and held.shape[0] <= int(sys.argv[2]):
+                    item.attrs[name]
+    read("", file)
+    file.visititems(read)
+"""
 
 Layer = dict[str, np.ndarray]  # weights by their names in the file, in the file's order
 
@@ -32,7 +51,7 @@ def read(path: str | Path) -> dict[str, Layer]:
         return {name: layer for name, layer in layers.items() if layer}
 
 
-@contextmanager
+@contextlib.contextmanager
 def open_hdf5(path: str | Path) -> Iterator[Any]:
     """Opens an `h5py.File`; any error in the `with` block becomes a `UserError`.
 
@@ -45,6 +64,7 @@ def open_hdf5(path: str | Path) -> Iterator[Any]:
         raise UserError("Reading weights of Keras needs h5py: pip install 'cnn_jax[transfer]'.") from None
     if not Path(path).is_file():
         raise UserError(f"There is no file {path}: check the path of the weights.")
+    _try_elsewhere(path)
     try:
         with h5py.File(path, "r") as file:
             yield file
@@ -55,6 +75,20 @@ def open_hdf5(path: str | Path) -> Iterator[Any]:
         raise UserError(
             f"{path} cannot be read ({reason}): it is damaged, truncated or not HDF5. Download it again."
         ) from None
+
+
+def _try_elsewhere(path: str | Path) -> None:
+    """Raises a `UserError` if HDF5 hangs or crashes on a file."""
+    trial = [sys.executable, "-c", _TRIAL, str(path), str(_MOST_NAMES)]
+    try:
+        ended = subprocess.run(trial, timeout=_SECONDS, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    except subprocess.TimeoutExpired:
+        reason = f"HDF5 needs more than {_SECONDS} s for its lists of names"
+    else:
+        if ended.returncode >= 0:
+            return
+        reason = "HDF5 crashes"
+    raise UserError(f"{path} cannot be read ({reason}): it is damaged. Download it again.")
 
 
 def get(group: Any, name: str) -> Any:
@@ -108,7 +142,7 @@ def _names(group: Any, attribute: str) -> list[str]:
     names = []
     for part in parts:
         held = group.attrs.get_id(part)
-        # Keras writes texts of fixed or variable length. (On damaged ones of variable length, HDF5 itself can hang.)
+        # Keras writes texts of fixed or variable length.
         shape, is_text = held.shape, held.dtype.kind in "SO"
         if shape is None or len(shape) != 1 or shape[0] > _MOST_NAMES or not (is_text or shape[0] == 0):
             raise UserError(f"{group.file.filename}: {part} is not a list of at most {_MOST_NAMES:,} names.")

@@ -78,3 +78,25 @@ def test_what_keras_does_not_write_is_refused(reader, add, says):
     with pytest.raises(UserError, match=says) as raised:
         reader(add)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("reads", [keras_legacy.read, keras_v3.read])
+def test_a_list_on_which_hdf5_hangs_is_refused_in_time(tmp_path, monkeypatch, reads):
+    path = tmp_path / "weights.h5"
+    with h5py.File(path, "w") as file:
+        file.attrs["layer_names"] = [b"conv", b"dense"]
+    content = bytearray(path.read_bytes())
+    size = content.index(b"GCOL") + 24  # of the first object in the heap of texts
+    content[size : size + 8] = bytes(8)
+    path.write_bytes(content)
+    monkeypatch.setattr(keras_legacy, "_SECONDS", 3)
+    with pytest.raises(UserError, match="HDF5 needs more than 3 s for its lists of names"):
+        reads(path)
+
+
+def test_a_file_on_which_hdf5_crashes_is_refused(tmp_path, monkeypatch):
+    path = tmp_path / "weights.h5"
+    h5py.File(path, "w").close()
+    monkeypatch.setattr(keras_legacy, "_TRIAL", "import os; os.abort()")
+    with pytest.raises(UserError, match="HDF5 crashes"):
+        keras_legacy.read(path)
