@@ -46,6 +46,7 @@ import hlo  # noqa: E402
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
 from jax.experimental import topologies  # noqa: E402
+from jax.sharding import NamedSharding, PartitionSpec  # noqa: E402
 
 from cnn_jax import config as config_lib  # noqa: E402
 from cnn_jax import rng  # noqa: E402
@@ -178,10 +179,12 @@ class Run:
         """Shapes of a split on the device."""
         shape = (self._model.network.num_features,) if features else (32, 32, 3)
         dtype = np.float32 if features else np.uint8
-        count, sharding = SIZES[split], self.place.replicated
+        count, everywhere = SIZES[split], self.place.replicated
+        by_rows = NamedSharding(self.place.mesh, PartitionSpec("data"))
+        sharding = by_rows if self.place.images == "shard" else everywhere  # as `Placement.put_examples`
         return {
             "features" if features else "image": jax.ShapeDtypeStruct((count, *shape), dtype, sharding=sharding),
-            "label": jax.ShapeDtypeStruct((count,), np.int32, sharding=sharding),
+            "label": jax.ShapeDtypeStruct((count,), np.int32, sharding=everywhere),
         }
 
     def _on_device(self, tree: Any) -> Any:
@@ -230,8 +233,9 @@ def programs() -> Iterator[Program]:
     yield of("augment, 8 seeds, batch 32, bfloat16", "chunk", "augment", seeds=8, dtype="bfloat16")
     yield of("augment, 8 seeds on 4 GPUs, batch 32", "chunk", "augment", seeds=8, gpus=4)
     yield of("augment on 4 GPUs, batch 512", "chunk", "augment", batch_size=512, gpus=4)
-    yield of("augment on 4 GPUs, batch 512, images sharded", "chunk", "augment", batch_size=512, gpus=4,
-             mesh__images="shard")  # fmt: skip
+    yield of(
+        "augment on 4 GPUs, batch 512, images sharded", "chunk", "augment", batch_size=512, gpus=4, mesh__images="shard"
+    )
     yield of("speedrun", "chunk", "speedrun")
     yield of("speedrun, batched Muon", "chunk", "speedrun", optimizer__muon__batched=True)
     sides = (24, 28, 32)
@@ -356,19 +360,15 @@ def main() -> int:
     parser.add_argument("--only", default="", help="regular expression of the programs to compile")
     parser.add_argument("--output", type=Path, help="file of the report, without it only printed")
     options = parser.parse_args()
-    report: dict[str, Any] = revision(ROOT, ("cnn_jax", "configs", "scripts")) | {
-        "jax": jax.__version__,
-        "xla_flags": FLAGS,
-        "command": " ".join(["python", *sys.argv]),
-        "rows": [],
-    }
+    report: dict[str, Any] = {"jax": jax.__version__, "xla_flags": FLAGS, "rows": []}
+    source = revision(ROOT, ("cnn_jax", "configs", "scripts"))
     failed = False
     for target in options.targets.split(","):
         for program in programs():
             if not re.search(options.only, program.name):
                 continue
             try:
-                row = compile_for(target, program)
+                row = compile_for(target, program) | source
             except jax.errors.JaxRuntimeError as error:
                 failed = True
                 print(f"{target}: {program.name}: {str(error).splitlines()[0]}", file=sys.stderr, flush=True)
@@ -391,10 +391,9 @@ def main() -> int:
 
 
 def add(path: Path, report: dict[str, Any], row: dict[str, Any]) -> None:
-    """Writes a row to a report, whose other rows are kept if they were made in the same way."""
+    """Writes a row to a report, whose other rows are kept if the versions and flags are the same."""
     held = json.loads(path.read_text()) if path.exists() else {}
-    same = {**held, "rows": [], "command": ""} == {**report, "rows": [], "command": ""}
-    rows = held["rows"] if same else []
+    rows = held["rows"] if {**held, "rows": []} == report else []
     rows = [each for each in rows if (each["target"], each["program"]) != (row["target"], row["program"])]
     with files.replacing(path) as file:
         file.write(json.dumps(report | {"rows": [*rows, row]}, indent=1) + "\n")

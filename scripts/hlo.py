@@ -249,7 +249,7 @@ def _is_transposed(module: Module, computation: str, name: str) -> bool:
     each = module.by_name[computation].get(name)
     while each and each.opcode in ("bitcast", "get-tuple-element") and each.operands:
         each = module.by_name[computation].get(each.operands[0])
-    if each is None:
+    if each is None or _are_images(each.arrays[0]):
         return False
     if each.opcode == "copy":  # XLA also copies to protect a buffer, without another layout
         source = module.by_name[computation].get(each.operands[0])
@@ -260,6 +260,12 @@ def _is_transposed(module: Module, computation: str, name: str) -> bool:
     inner = [one for called in each.called for one in module.computations.get(called, ())]
     moves = {"parameter", "bitcast", "copy", "transpose", "reshape", "tuple", "get-tuple-element"}
     return any(one.opcode in ("copy", "transpose") for one in inner) and all(one.opcode in moves for one in inner)
+
+
+def _are_images(array: Array) -> bool:
+    """Whether an array may be images of three channels: some GPUs take only these in another layout."""
+    sides = sorted(array.shape)
+    return len(sides) == 4 and sides[0] == 3 < sides[1]
 
 
 class Cost(NamedTuple):

@@ -104,18 +104,22 @@ class Work:
         """Trains a run, or resumes it."""
         self.run("-m", "cnn_jax.main", f"--workdir={workdir}", *settings)
 
-    def detail(self, *command: Any) -> dict[str, Any]:
-        """Runs a script that writes JSON to --output, and returns what it has written; what there is, if it fails."""
+    def detail(self, *command: Any, name: str = "") -> dict[str, Any]:
+        """Runs a script that writes JSON to --output, adds that to the result as it comes, and returns it.
+
+        With a `name`, it becomes one value of the result.
+        """
         path = self.folder / "output.json"
         path.unlink(missing_ok=True)
         process = self.start(*command, f"--output={path}")
         while process.poll() is None:
             time.sleep(0.2)
             if path.exists():
-                self.add(**files.read_json(path))
+                found = files.read_json(path)
+                self.add(**{name: found} if name else found)
         _check(process)
         found = files.read_json(path)
-        self.add(**found)
+        self.add(**{name: found} if name else found)
         return found
 
 
@@ -259,7 +263,7 @@ def benchmark_peers(work: Work) -> None:
     """Runs scripts/benchmark.py."""
     options = ["--gpu", "--rounds=5", "--kinds=train32,train512,infer"]
     if work.rehearse:
-        options = ["--rounds=2", "--kinds=train32", "--images=32"]
+        options = ["--rounds=2", "--kinds=train32", "--images=32", "--only=PyTorch default"]
     found = work.detail(HERE / "benchmark.py", *options)
     measured = sorted({name for kind in found["work"].values() for name in kind})
     left_out = f"; left out: {', '.join(found['failed'])}" if found["failed"] else ""
@@ -329,14 +333,15 @@ def seeds_at_once(work: Work) -> None:
 
 def speedrun(work: Work) -> None:
     """Runs scripts/speedrun.py."""
-    _speedrun(work, 2 if work.rehearse else 40)
+    work.add(summary=_speedrun(work, 2 if work.rehearse else 40))
 
 
-def _speedrun(work: Work, seeds: int, *changes: str) -> dict[str, Any]:
+def _speedrun(work: Work, seeds: int, *changes: str, name: str = "") -> str:
+    """Runs it with some settings; returns the result in words."""
     stage = [f"--stage={TINY_SPEEDRUN}", SCAN, "--config.epochs=1"] if work.rehearse else []
-    found = work.detail(HERE / "speedrun.py", f"--seeds={seeds}", *stage, *changes)["summary"]
-    work.add(summary=f"{found['seconds']:.3f} s, accuracy {found['accuracy']:.4f}, n = {found['n']}")
-    return found
+    command = [HERE / "speedrun.py", f"--seeds={seeds}", *stage, *changes]
+    found = work.detail(*command, name=name)["scores"]
+    return f"{found['seconds']:.3f} s, accuracy {found['accuracy']:.4f}, n = {found['n']}"
 
 
 def speedrun_variants(work: Work) -> None:
@@ -347,11 +352,10 @@ def speedrun_variants(work: Work) -> None:
         "batched Muon": ("--config.optimizer.muon.batched=True",),
         "progressive resizing": (f"--config.augment.sides={sides}",),
     }
-    found: dict[str, Any] = {}
+    found = []
     for name, changes in list(variants.items())[work.rehearse :]:
-        found[name] = _speedrun(work, 2 if work.rehearse else 10, *changes)
-        work.add(variants=found)
-    work.add(summary=", ".join(f"{n}: {each['seconds']:.3f} s, {each['accuracy']:.4f}" for n, each in found.items()))
+        found.append(f"{name}: {_speedrun(work, 2 if work.rehearse else 10, *changes, name=name)}")
+    work.add(summary="; ".join(found))
 
 
 def airbench(work: Work) -> None:

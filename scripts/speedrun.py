@@ -123,7 +123,7 @@ def main() -> None:
             flush=True,
         )
         with files.replacing(options.output) as file:
-            file.write(json.dumps(about | {"summary": summary(runs), "runs": runs}, indent=1) + "\n")
+            file.write(json.dumps(about | {"scores": summary(runs), "runs": runs}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -48,10 +48,9 @@ def test_a_signal_waits_for_at_most_fifty_steps(name):
 def test_what_changes_no_number():
     assert set(config_lib.FREE) == {
         *("data.dir", "features.dir", "loggers", "on_nan", "profile", "steps_per_call", "tensorboard", "warm_up"),
-        *("data.memory", "data.on_bad_image", "data.stream"),
+        *("data.stream", "data.memory", "data.on_bad_image"),
         *("eval.epochs", "checkpoint.epochs", "checkpoint.minutes"),
-        # Only how sums are rounded, which provenance.json records.
-        *("mesh.data", "mesh.seed", "mesh.images", "mesh.steps"),
+        *("mesh.data", "mesh.seed", "mesh.images", "mesh.steps"),  # only how sums are rounded: see provenance.json
     }
 
 

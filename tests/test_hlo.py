@@ -161,6 +161,13 @@ def test_a_kernel_that_is_transposed_for_a_convolution_is_found(moved):
     assert problem.startswith("an operand that is transposed for a convolution in loop body: forward")
 
 
+@pytest.mark.parametrize("channels, problems", [(3, 0), (4, 1)])
+def test_images_of_three_channels_may_be_transposed(channels, problems):
+    moved = f"%images.1 = f32[5,{channels},32,32]{{3,2,1,0}} transpose(%images), dimensions={{0,3,1,2}}\n  %forward ="
+    text = PROGRAM.replace("custom-call(%images, %kernel)", "custom-call(%images.1, %kernel)").replace("[2,", "[5,")
+    assert len(hlo.problems(hlo.parse(text.replace("%forward =", moved)))) == problems
+
+
 def test_a_copy_in_the_same_layout_is_no_transposition():
     copied = "%kernel.1 = f32[8,3,3,4]{3,2,1,0} copy(%kernel)\n  %forward ="
     text = PROGRAM.replace("%images, %kernel)", "%images, %kernel.1)").replace("%forward =", copied)

@@ -110,7 +110,9 @@ def test_the_whole_rehearsal(tmp_path, checkout):
     assert set(found["command_buffers"]["milliseconds_per_step"]) == {"as cnn_jax sets it", "off"}
     assert len(found["bfloat16"]["difference"]["values"]) == 2
     assert [run["seed"] for run in found["speedrun"]["runs"]] == [0, 1]
-    assert set(found["speedrun_variants"]["variants"]) == {"batched Muon", "progressive resizing"}
+    variants = found["speedrun_variants"]
+    assert variants["batched Muon"]["changes"]["optimizer.muon.batched"] == "True"
+    assert variants["progressive resizing"]["changes"]["augment.sides"] == "(6, 8)"
     assert {row["way"] for row in found["seeds"]["rows"]} == {"one", "vmap"}
     assert "ours" in found["benchmark"]["work"]["train 32"]
     assert set(found["host"]["milliseconds_per_step"]) == {"whole run", "chunks alone"}

@@ -121,6 +121,8 @@ def size(file: Any) -> tuple[int, int]:
     try:
         with _without_warnings(), _open(file) as image:
             return image.size
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from None
     except Exception as error:  # Pillow's decoders raise almost anything on damaged files.
         raise UserError(f"{file}: {_reason(error)}. Replace or remove the file.") from None
 

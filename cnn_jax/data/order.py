@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -39,6 +40,24 @@ class Order:
         index = order[offset : offset + last - first].reshape(-1, self.batch_size)
         epoch = (np.arange(first, last) // self.num_examples).astype(np.int32).reshape(index.shape)
         return {"index": index, "mask": np.ones(index.shape, bool), "epoch": epoch}
+
+
+@dataclasses.dataclass(frozen=True)
+class Orders:
+    """`orders(start, stop)`: the examples that each step takes, of all seeds.
+
+    Attributes:
+      order: of each seed.
+      seeds: of the run; each has an order of its own.
+    """
+
+    order: Order
+    seeds: Sequence[int]
+
+    def __call__(self, start: int, stop: int) -> dict[str, np.ndarray]:
+        """Returns `Order.rows`, with a seed axis `[stop - start, seeds, batch_size]` where there are several seeds."""
+        rows = [self.order.rows(seed, start, stop) for seed in self.seeds]
+        return rows[0] if len(rows) == 1 else {name: np.stack([own[name] for own in rows], 1) for name in rows[0]}
 
 
 @functools.lru_cache(maxsize=128)  # the seeds of one run take turns

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from cnn_jax.data.duplicates import Duplicates
 from cnn_jax.data.images import Unreadable
-from cnn_jax.data.order import Order
+from cnn_jax.data.order import Order, Orders
 from cnn_jax.data.splits import Dataset, Split
 from cnn_jax.data.stream import Choose, Reader, Streamed, budget, identity
 from cnn_jax.errors import UserError
@@ -134,12 +134,7 @@ class Pipeline:
 
         It is a function of the seeds and the steps alone, so that a resumed run takes the same examples.
         """
-        return self.examples.rows(self.choose, start, stop, train=True)
-
-    def choose(self, start: int, stop: int) -> dict[str, np.ndarray]:
-        """Returns "index", "mask" and "epoch" of the examples, `[steps, batch]` or `[steps, seeds, batch]`."""
-        rows = [self.order.rows(seed, start, stop) for seed in self.seeds]
-        return rows[0] if len(rows) == 1 else {name: np.stack([own[name] for own in rows], 1) for name in rows[0]}
+        return self.examples.rows(Orders(self.order, self.seeds), start, stop, train=True)
 
 
 class Splits:

@@ -95,7 +95,7 @@ class EncodedSource:
           UserError: some images cannot be read; the message names all of them.
         """
         if not len(indices):
-            return self._decode(0)[None][:0]
+            return np.zeros((0, self.size, self.size, 3), np.uint8) if self.size else self._decode(0)[None][:0]
         # Threads pay off for files, which wait for the disk, and not for small images in memory.
         workers = 1 if isinstance(self.items[0], bytes) else os.cpu_count() or 1
         if workers > 1 and len(indices) > 1:

@@ -56,25 +56,26 @@ class Placement:
         Args:
           config: of a run.
           devices: to use, which may be those of a `jax.experimental.topologies.TopologyDescription`: programs can then
-            be compiled, but not run; None for all of this process.
+            be compiled, but not run; None for those of all processes.
 
         Raises:
           UserError: there are not so many devices, or they cannot share the seeds or a batch evenly.
         """
-        given, processes, mesh = devices, 1 if devices else jax.process_count(), config.mesh
-        devices = list(given or jax.local_devices())
-        on_cpu, free = devices[0].platform == "cpu", len(devices) // max(mesh.data // processes, 1)
+        devices, mesh = list(devices or jax.devices()), config.mesh
+        processes = len({device.process_index for device in devices})
+        local = len(devices) // processes
+        on_cpu, free = devices[0].platform == "cpu", local // max(mesh.data // processes, 1)
         seed = mesh.seed or (free if not on_cpu and free and config.seeds % free == 0 else 1)
         if config.batch_size % config.accumulate:
             raise UserError(_uneven(config.batch_size, config.accumulate, "parts (config.accumulate)"))
         part = config.batch_size // config.accumulate
-        data = mesh.data or processes * (1 if on_cpu else _largest_divisor(part // processes, len(devices) // seed))
-        total, own = len(devices) * processes, -(-seed * data // processes)
-        if own > len(devices):
+        data = mesh.data or processes * (1 if on_cpu else _largest_divisor(part // processes, local // seed))
+        own = -(-seed * data // processes)
+        if own > local:
             make = f" On a CPU, XLA_FLAGS=--xla_force_host_platform_device_count={own} makes so many."
             raise UserError(
-                f"config.mesh asks for {seed * data} devices (seed {seed} x data {data}), but JAX has {total}: set "
-                f"smaller numbers.{make if on_cpu else ''}"
+                f"config.mesh asks for {seed * data} devices (seed {seed} x data {data}), but JAX has {len(devices)}: "
+                f"set smaller numbers.{make if on_cpu else ''}"
             )
         if config.seeds % seed:
             raise UserError(
@@ -91,7 +92,7 @@ class Placement:
             raise UserError(_uneven(config.batch_size, data * config.accumulate, f"devices{parts}", data))
         scan = {"auto": not on_cpu, "scan": True, "loop": False}[mesh.steps]
         layout: SeedLayout = "devices" if seed > 1 else "loop" if on_cpu and not scan else "vmap"
-        used = devices[: seed * data] if given else _devices(seed, data)
+        used = _spread(devices, seed, data)
         place = cls.choose(config.seeds, devices=used, data=data, seed_layout=layout, scan=scan)
         return dataclasses.replace(place, images=mesh.images, deterministic=config.deterministic)
 
@@ -263,15 +264,15 @@ def _unstack(tree: PyTree, count: int) -> list[PyTree]:
     return [jax.tree.map(lambda x: x[index], tree) for index in range(count)]  # noqa: B023
 
 
-def _devices(seed: int, data: int) -> list[Any]:
+def _spread(devices: Sequence[Any], seed: int, data: int) -> list[Any]:
     """Returns the devices of a mesh of `seed` rows and `data` columns: in each row, as many of each process.
 
     So every process has devices that hold each seed, and can save and report all of them.
     """
-    own = seed * data // jax.process_count()
     of_process: dict[int, list[Any]] = {}
-    for device in jax.devices():
+    for device in devices:
         of_process.setdefault(device.process_index, []).append(device)
+    own = seed * data // len(of_process)
     grid = np.array([of_process[index][:own] for index in sorted(of_process)])
     return list(grid.reshape(len(of_process), seed, own // seed).swapaxes(0, 1).flat)
 

@@ -18,7 +18,7 @@ from cnn_jax.workdir.records import read_metrics
 
 SMALL = ("--config=tests/small_config.py", "--config.mesh.data=4")
 HEARTBEAT = 10
-TIMEOUT = 240
+TIMEOUT = 500
 
 
 @pytest.fixture(scope="module")
@@ -178,7 +178,7 @@ def test_where_a_process_is_killed_the_other_ends_and_names_it(start, tmp_path, 
     """Within the heartbeat and a margin, with one line; the same command then resumes."""
     arguments = joining(*SMALL, f"--workdir={tmp_path}", "--config.checkpoint.minutes=0.00001")
     for index, own in enumerate(arguments):
-        own[:0] = ["15" if index == lost else "0", "SIGKILL"]
+        own[:0] = ["10" if index == lost else "0", "SIGKILL"]
     processes = start(["tests/signalled.py"], *arguments)
     assert processes[lost].wait(TIMEOUT) == -9
     begin = time.monotonic()

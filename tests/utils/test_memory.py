@@ -1,6 +1,5 @@
 """How much memory a process may use."""
 
-import resource
 import subprocess
 import sys
 
@@ -14,14 +13,14 @@ def test_no_more_than_the_machine_has():
 
 
 def test_the_limit_of_a_process():
-    code = "from cnn_jax.utils.memory import total_memory; print(total_memory())"
-    limit = 2**30
-
-    def limited():
-        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-
-    done = subprocess.run([sys.executable, "-c", code], preexec_fn=limited, capture_output=True, text=True, check=True)
-    assert float(done.stdout) == limit
+    code = f"""
+import resource
+from cnn_jax.utils.memory import total_memory
+resource.setrlimit(resource.RLIMIT_AS, ({2**30}, {2**30}))
+print(total_memory())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert float(done.stdout) == 2**30
 
 
 @pytest.mark.parametrize("name", ["memory/memory.limit_in_bytes", "memory.max"])
