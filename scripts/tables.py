@@ -267,6 +267,41 @@ class Results:
             lines.append([before["program"], *(old if old == new else f"{old} → {new}" for old, new in cells)])
         return table("a step of | kernels | CUDA graphs + single launches | GB | transposed for a convolution", lines)
 
+    def modern_trials(self) -> list[str]:
+        """The trials from which the recipe of stage modern was chosen, and by what each differs from the first."""
+        trials = load(REPORTS / "modern_trials.json")["trials"]
+        start = next(trial for trial in trials if trial["trial"] == "start")
+        lines = []
+        for trial in sorted(trials, key=lambda trial: -(trial["validation_accuracy"] or 0)):
+            changed = {key: value for key, value in trial["settings"].items() if start["settings"][key] != value}
+            shown = ", ".join(
+                f"`{key}={tuple(value) if type(value) is list else value}`" for key, value in changed.items()
+            )
+            accuracy = trial["validation_accuracy"]
+            lines.append(
+                [
+                    shown or ("`start`" if trial is start else "stage `augment`"),
+                    "failed" if accuracy is None else interval(accuracy, None),
+                    trial["commit"][:7],
+                ]
+            )
+        return table("what differs from `start` | validation accuracy, n = 1 | commit", lines)
+
+    def modern_ablation(self) -> list[str]:
+        """What the ingredients of stage modern contribute."""
+        path = REPORTS / "modern_ablation.json"
+        if not path.exists():
+            return [TO_MEASURE[0].upper() + TO_MEASURE[1:] + "."]
+        lines = []
+        for row in load(path)["rows"]:
+            gain = row["cost"]
+            shown = ladder_figures.points(gain["mean"], True) if gain else ""
+            if gain and gain["interval"]:
+                shown += f" {ladder_figures.bounds(gain['interval'], True)}"
+            name = row["name"].replace("no_", "without ").replace("_", " ")
+            lines.append([name, f"{interval(row['mean'], row['interval'])}, n = {row['n']}", shown])
+        return table("run | test accuracy | gain of `modern` over it, points", lines)
+
     def diff(self, stage: str) -> list[str]:
         """The keys in which a stage differs from the one before it."""
         before, after = (config_lib.flatten(config_lib.load(name)) for name in (previous(stage), stage))
@@ -422,6 +457,8 @@ def stale(fill: bool = True) -> dict[Path, str | bytes]:
         "gpu-h100": lambda: found.gpu_programs("h100"),
         "gpu-a100": lambda: found.gpu_programs("a100"),
         "gpu-before": found.gpu_before,
+        "modern-trials": found.modern_trials,
+        "modern-ablation": found.modern_ablation,
         **{f"diff-{name}": (lambda name=name: found.diff(name)) for name in (*LADDER[1:], "modern")},
         **{f"happened-{name}": (lambda name=name: found.happened(name)) for name in (*LADDER, "modern")},
     }

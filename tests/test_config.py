@@ -63,6 +63,15 @@ def test_what_changes_no_number():
         ("batchnorm", "dropout", {"model.dropout"}),
         ("dropout", "dropout_scheduled", {"model.dropout"}),
         ("dropout_scheduled", "augment", {"augment.flip", "augment.shift", "epochs"}),
+        (
+            "augment",
+            "modern",  # another recipe for the same network
+            {
+                *("batch_size", "label_smoothing", "model.bn_momentum", "model.dropout", "average.decay"),
+                *("average.ramp", "eval.mirror", "optimizer.learning_rate", "optimizer.nesterov"),
+                *("optimizer.schedule", "optimizer.warmup_epochs", "optimizer.weight_decay"),
+            },
+        ),
         ("transfer", "transfer_lite", {"model.name", "data.image_size"}),
         (
             "transfer_lite",
