@@ -1,4 +1,4 @@
-"""modern: the same network with a recipe of today: schedule, Nesterov momentum, label smoothing, less dropout, averaging.
+"""modern: the same network, trained by the recipe of today: a schedule, label smoothing, less dropout, averaging.
 
 python -m cnn_jax.main --config=modern --workdir=/tmp/modern
 
