@@ -87,7 +87,7 @@ KEYS = {
         False, BOOLEAN, "record gradients, weights, updates, activations and dead ReLUs per layer, and the sharpness"
     ),
     "sharpness_every": Key(
-        2500,
+        5000,
         whole(0),
         "with diagnostics, steps between measurements of the largest eigenvalue of the loss's Hessian; 0: none",
     ),
