@@ -77,6 +77,7 @@ class Checkpoints:
         )
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "save")
         self._saving: concurrent.futures.Future[None] | None = None
+        self._failed = 0  # saves
         self._primary = is_primary()
         with self._primary_first():
             self._remove_leftovers()
@@ -152,11 +153,12 @@ class Checkpoints:
         args["metadata"] = ocp.args.JsonSave(self._metadata)
         if score is not None:
             args["metrics"] = ocp.args.JsonSave({"score": float(score)})
-        folder = self.directory / f"{step}{_PARTIAL}"
+        # After a save that failed, under a name to which none of its threads writes any more.
+        folder = self.directory / f"{step}{f'-{self._failed}' * bool(self._failed)}{_PARTIAL}"
         try:
             with errors_in_one_line(self.directory):
                 self._check_directory()
-                self._remove_leftovers()  # of a save that failed, to which threads may have written since
+                self._remove_leftovers()
                 check_room(self.directory, _size(items))
                 self._checkpointer.save(folder, args=ocp.args.Composite(**args), force=True)
                 if self._primary:
@@ -167,6 +169,7 @@ class Checkpoints:
                     folder.rename(self.directory / str(step))
                     files.sync(self.directory)  # before older steps are deleted
         except BaseException:
+            self._failed += 1
             with contextlib.suppress(OSError):
                 self._remove_leftovers()
             self._check_directory()  # whose loss Orbax reports in many ways
