@@ -1,4 +1,4 @@
-"""What tests of whole runs share: all that a run leaves, stopping one in the middle, killing one in the middle."""
+"""What tests of whole runs share: a small configuration, all that a run leaves, stopping and killing one in the middle."""
 
 import os
 import signal
@@ -11,10 +11,19 @@ import numpy as np
 import orbax.checkpoint as ocp
 from conftest import ROOT
 
+from cnn_jax import config as config_lib
 from cnn_jax.training.recorder import Recorder
 from cnn_jax.workdir.records import read_metrics
 
 TIMES = {"images_per_second"}
+
+
+def make_config(base="small_config", **changes):
+    """The configuration of tests/BASE.py with changed keys, which have __ for the dots."""
+    config = config_lib.load(ROOT / "tests" / f"{base}.py")
+    config.update_from_flattened_dict({key.replace("__", "."): value for key, value in changes.items()})
+    config_lib.validate(config)
+    return config
 
 
 def final_arrays(workdir, step):

@@ -132,8 +132,8 @@ class Checkpoints:
           items: "model" and "train", trees of arrays.
           score: the higher, the better; None where it was not measured. NaN counts as the worst.
           wait: whether to return when it is on disk. Otherwise the arrays are copied on the device, to be written while
-            it computes; what goes wrong is raised by the next use of this object. Several processes
-            wait in any case, because they save in step with each other.
+            it computes; what goes wrong is raised by the next use of this object. Several processes always wait, so
+            that they save in step with each other.
 
         Raises:
           UserError: the disk is full, read-only or gone; no half-written step is left.
@@ -143,7 +143,7 @@ class Checkpoints:
             return
         score = score if score is not None and math.isfinite(score) else None
         records = manifest.describe_records(self._records)  # they grow while the step is written
-        if wait or not is_alone():  # several processes must save in step with each other
+        if wait or not is_alone():
             self._save(step, items, score, records)
         else:
             self._saving = self._thread.submit(self._save, step, _copy(items), score, records)

@@ -8,10 +8,9 @@ import time
 import jax
 import numpy as np
 import pytest
-from conftest import ROOT, stage
-from whole_runs import assert_same_run, interrupt_at, records
+from conftest import stage
+from whole_runs import assert_same_run, interrupt_at, make_config, records
 
-from cnn_jax import config as config_lib
 from cnn_jax import data
 from cnn_jax.data import stream
 from cnn_jax.data.pipeline import Pipeline, Splits
@@ -22,13 +21,6 @@ from cnn_jax.training.experiment import Experiment
 from cnn_jax.training.loop import train
 
 STEPS = 200
-
-
-def make_config(base="small_config", **changes):
-    config = config_lib.load(ROOT / "tests" / f"{base}.py")
-    config.update_from_flattened_dict({key.replace("__", "."): value for key, value in changes.items()})
-    config_lib.validate(config)
-    return config
 
 
 @pytest.fixture(scope="module")

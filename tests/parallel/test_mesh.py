@@ -7,10 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import ROOT
-from whole_runs import interrupt_at
+from whole_runs import interrupt_at, make_config
 
-from cnn_jax import config as config_lib
 from cnn_jax import data
 from cnn_jax.errors import UserError
 from cnn_jax.parallel.placement import Placement
@@ -18,13 +16,6 @@ from cnn_jax.training.experiment import Experiment
 from cnn_jax.training.loop import train
 
 COLLECTIVE = re.compile(r"= (.*?) (all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute)(?:-start)?\(")
-
-
-def make_config(**changes):
-    config = config_lib.load(ROOT / "tests" / "small_config.py")
-    config.update_from_flattened_dict({key.replace("__", "."): value for key, value in changes.items()})
-    config_lib.validate(config)
-    return config
 
 
 @pytest.fixture(scope="module")
