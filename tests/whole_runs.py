@@ -1,4 +1,4 @@
-"""What tests of whole runs share: a small configuration, all that a run leaves, stopping and killing one in the middle."""
+"""What tests of whole runs share: a small configuration, all that a run leaves, stopping one and killing one."""
 
 import os
 import signal
